@@ -1,0 +1,1 @@
+"""`shardpipe-train`: CTC training that resumes from a count of consumed samples."""
