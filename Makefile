@@ -1,0 +1,52 @@
+# Two commands do everything on a machine with make and Python >= 3.11:
+#   make demo    the main job on the embedded corpus, with a report      make test    lint, types and tests
+# Both build the environment in .venv first; `make PYTHON=/path/to/python demo` names the Python to build it from.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --quiet
+
+.PHONY: demo test bench clean help
+
+help:
+	@sed -n '1,3s/^# //p' Makefile
+
+demo: $(VENV)/installed
+	$(BIN)/shardpipe demo
+
+test: $(VENV)/installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/mypy tools
+	$(BIN)/pytest -n auto --dist worksteal
+
+bench: $(VENV)/installed-dev
+	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+clean:
+	rm -rf $(VENV) dist build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps name what is installed, so that a second run goes straight to work; a changed pyproject.toml installs again.
+$(VENV)/installed: pyproject.toml | $(BIN)/python
+	@echo "Installing shardpipe and what it needs (PyTorch among it: a few GB, once)."
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml | $(BIN)/python
+	@echo "Installing shardpipe, what it needs (PyTorch among it: a few GB, once) and the tools for tests."
+	$(PIP) --editable '.[dev]'
+	@touch $(VENV)/installed $@
+
+$(BIN)/python:
+	@for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11); do \
+		if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+		echo "shardpipe needs Python 3.11 or newer; tried: $(or $(PYTHON),python3 python3.13 python3.12 python3.11)." >&2; \
+		echo "Install one, or name one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; \
+	fi; \
+	"$$found" -m venv $(VENV) && $(BIN)/python -m pip --version >/dev/null || { \
+		rm -rf $(VENV); \
+		echo "$$found cannot make an environment with pip. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
