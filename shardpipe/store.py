@@ -151,6 +151,8 @@ def _as_store_error(url: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise StoreError("there is no such file", url=url, fix="Check the path, and that the dataset is whole.") from error
+        raise StoreError(
+            "there is no such file", url=url, fix="Check the path, and that the dataset is whole."
+        ) from error
     except (OSError, ValueError, ImportError) as error:
         raise StoreError(f"cannot be read ({error})", url=url, fix="Check the path and the permissions.") from error
