@@ -1,0 +1,193 @@
+"""The index of a dataset: a small manifest that opens at once, and a row for every sample in Parquet parts.
+
+docs/format.md specifies both. The manifest is the commit marker of a dataset and is written last; all the rest can be
+checked against it: a shard's rows against their checksum, the whole against the fingerprint.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from shardpipe.errors import CorruptIndex
+from shardpipe.manifest import (
+    MANIFEST,
+    PART_SHARDS,
+    ShardInfo,
+    Totals,
+    fingerprint,
+    format_manifest,
+    parse_manifest,
+)
+from shardpipe.parts import PartReader, rows_batch, rows_checksum, write_part
+from shardpipe.publish import publish, write_file, writing
+from shardpipe.store import Store, open_store
+
+__all__ = ["MANIFEST", "Index", "ShardInfo", "Totals", "write_index"]
+
+_OPEN_PARTS = 16  # a parsed footer of 512 row groups takes about 6 MB
+_T = TypeVar("_T")
+
+
+class Index:
+    """A dataset's manifest, and its rows on demand. Safe to share between threads; pickles without its caches."""
+
+    def __init__(
+        self, store: Store, shards: tuple[ShardInfo, ...], totals: Totals, parts: tuple[str, ...], *, cache_bytes: int
+    ) -> None:
+        self.store = store
+        self.shards = shards
+        self.totals = totals
+        self._names = parts
+        self.counts = np.array([shard.samples for shard in shards], np.int64)
+        self.num_samples = totals.samples
+        self.fingerprint = fingerprint(shards)
+        self._cache_bytes = cache_bytes
+        self._start_caches()
+
+    @classmethod
+    def load(cls, data: str | Store, *, cache_bytes: int = 1 << 28) -> Index:
+        """Reads the manifest of a directory, URL or store, and nothing else. Raises CorruptIndex and StoreError.
+
+        Rows are cached up to `cache_bytes`.
+        """
+        store = open_store(data)
+        shards, totals, parts = parse_manifest(store.read(MANIFEST), f"{store.url}/{MANIFEST}")
+        return cls(store, shards, totals, parts, cache_bytes=cache_bytes)
+
+    def rows(self, shard: int) -> pa.RecordBatch:
+        """All columns of a shard's rows, checked against the manifest."""
+
+        def load() -> pa.RecordBatch:
+            rows = self._read(shard, None)
+            if rows_checksum(rows) != self.shards[shard].checksum:
+                raise self._mismatch(shard, "the rows differ from the checksum in the manifest")
+            return rows
+
+        rows: pa.RecordBatch = self._cached((shard, "rows"), load, lambda rows: rows.nbytes)
+        return rows
+
+    def seconds(self, shard: int) -> np.ndarray:
+        """Length of each of a shard's samples in seconds, float64 [samples]; reads those two columns only."""
+
+        def load() -> np.ndarray:
+            rows = self._read(shard, ["frames", "sample_rate"])
+            frames = rows.column("frames").to_numpy()
+            if frames.sum() != self.shards[shard].frames:
+                raise self._mismatch(shard, f"the rows sum to {frames.sum()} frames, the manifest to another number")
+            seconds: np.ndarray = frames / rows.column("sample_rate").to_numpy()
+            seconds.flags.writeable = False
+            return seconds
+
+        seconds: np.ndarray = self._cached((shard, "seconds"), load, lambda seconds: seconds.nbytes)
+        return seconds
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in self._caches}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start_caches()
+
+    _caches = ("_lock", "_loading", "_parts", "_cached_bytes", "_cache")
+
+    def _start_caches(self) -> None:
+        self._lock = threading.Lock()
+        self._loading = threading.Lock()
+        self._parts: OrderedDict[int, PartReader] = OrderedDict()
+        self._cached_bytes = 0
+        self._cache: OrderedDict[tuple[int, str], tuple[Any, int]] = OrderedDict()
+
+    def _cached(self, key: tuple[int, str], load: Callable[[], _T], size_of: Callable[[_T], int]) -> _T:
+        value: _T
+        with self._lock:
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                value = self._cache[key][0]
+                return value
+        with self._loading:
+            with self._lock:  # another thread may have loaded it meanwhile
+                if key in self._cache:
+                    value = self._cache[key][0]
+                    return value
+            value = load()
+        with self._lock:
+            self._cache[key] = (value, size_of(value))
+            self._cached_bytes += size_of(value)
+            while self._cached_bytes > self._cache_bytes and len(self._cache) > 1:
+                _, (_, size) = self._cache.popitem(last=False)
+                self._cached_bytes -= size
+        return value
+
+    def _read(self, shard: int, columns: list[str] | None) -> pa.RecordBatch:
+        """A row group of the part that holds the shard; called by one thread at a time."""
+        if not self.counts[shard]:
+            empty = rows_batch([])
+            return empty if columns is None else empty.select(columns)
+        part, place = divmod(shard, PART_SHARDS)
+        filled = self.counts[part * PART_SHARDS : (part + 1) * PART_SHARDS] > 0
+        reader = self._parts.pop(part, None) or PartReader(self.store, self._names[part], int(filled.sum()))
+        self._parts[part] = reader
+        if len(self._parts) > _OPEN_PARTS:
+            self._parts.popitem(last=False)
+        rows = reader.read(int(filled[:place].sum()), columns)
+        if rows.num_rows != self.counts[shard]:
+            raise self._mismatch(shard, f"{rows.num_rows} rows, but the manifest counts {self.counts[shard]}")
+        return rows
+
+    def _mismatch(self, shard: int, what: str) -> CorruptIndex:
+        file = f"{self.store.url}/{self._names[shard // PART_SHARDS]}"
+        return CorruptIndex(
+            f"{self.shards[shard].name}: {what}",
+            file=file,
+            fix="The parts and the manifest are not of one dataset: index the shards again with `shardpipe index`.",
+        )
+
+
+def write_index(
+    folder: Path, staging: Path, shards: Iterable[tuple[ShardInfo, pa.RecordBatch]], *, rejected: int = 0
+) -> None:
+    """Publishes parts, shards.list and, last, the manifest of `folder`; what they replace stays until all is written.
+
+    `shards` come in order, each with its rows; `staging` is a folder on the same file system for unfinished files.
+    """
+    infos: list[ShardInfo] = []
+    codecs: Counter[Any] = Counter()
+    rates: Counter[Any] = Counter()
+
+    def noted(some: Iterable[tuple[ShardInfo, pa.RecordBatch]]) -> Iterable[pa.RecordBatch]:
+        for info, rows in some:
+            infos.append(info)
+            codecs.update(rows.column("codec").to_pylist())
+            rates.update(rows.column("sample_rate").to_pylist())
+            yield rows
+
+    rest = iter(shards)
+    parts: list[str] = []
+    while first := next(rest, None):
+        parts.append(f"index/part-{len(parts):05d}.parquet")
+        write_part(staging / Path(parts[-1]).name, noted(chain([first], islice(rest, PART_SHARDS - 1))))
+    totals = Totals(
+        samples=sum(info.samples for info in infos),
+        size=sum(info.size for info in infos),
+        frames=sum(info.frames for info in infos),
+        seconds=round(math.fsum(info.seconds for info in infos), 6),
+        codecs=dict(sorted(codecs.items())),
+        sample_rates=dict(sorted(rates.items())),
+        rejected=rejected,
+    )
+    with writing(folder):
+        (folder / MANIFEST).unlink(missing_ok=True)
+        (folder / "index").mkdir(exist_ok=True)
+    for part in parts:
+        publish(staging / Path(part).name, folder / part)
+    write_file(folder / "shards.list", "".join(f"{info.name}\n" for info in infos).encode())
+    write_file(folder / MANIFEST, format_manifest(infos, totals, parts))
