@@ -12,7 +12,7 @@ Arbitrary Finite Domains" (CT-RSA 2002).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ SHARDS, WINDOW, RUNGS, AUGMENT, STEP = range(1, 6)
 
 Ints = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
+Bijection = Callable[[Words, int, Words], Words]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -192,7 +193,7 @@ class Order:
         window = offset // np.uint64(self.window)
         return window, offset - window * np.uint64(self.window)
 
-    def _shuffled(self, bijection: Any, inside: Words, lane: Words, window: Words, epoch: int) -> Words:
+    def _shuffled(self, bijection: Bijection, inside: Words, lane: Words, window: Words, epoch: int) -> Words:
         if not self.shuffle:
             return inside
         short, longer = divmod(self.num_samples, self.lanes)
@@ -223,10 +224,10 @@ class _Cells:
         total = int(ends[-1]) if len(ends) else 0
         self._ends = ends
         self._shift = max(0, total.bit_length() - (2 * len(ends)).bit_length())
-        self._first = np.searchsorted(ends, np.arange((total >> self._shift) + 1) << self._shift, side="right")
+        self._first: Ints = np.searchsorted(ends, np.arange((total >> self._shift) + 1) << self._shift, side="right")
 
     def find(self, axis: Ints) -> Ints:
-        rank = self._first[axis >> self._shift]
+        rank: Ints = self._first[axis >> self._shift]
         (behind,) = np.nonzero(self._ends[rank] <= axis)
         for _ in range(4):
             if not behind.size:
@@ -248,7 +249,7 @@ def _mix(x: Words) -> Words:
     return z
 
 
-def _walk(x: npt.NDArray[Any], n: int, key: Words, network: Any, *, inverse: bool) -> Words:
+def _walk(x: npt.NDArray[Any], n: int, key: Words, network: Bijection, *, inverse: bool) -> Words:
     """Apply the network until the value lies in [0, n): a bijection of [0, n), since the network is one of 2**bits."""
     x = x.astype(np.uint64)
     if n <= _TABLE_MAX:
@@ -272,7 +273,7 @@ def _backward(y: Words, bits: int, key: Words) -> Words:
 
 
 def _network(x: Words, bits: int, key: Words, rounds: Iterable[int]) -> Words:
-    """Feistel rounds on two halves of bits // 2 and the rest; a round undoes itself, so the inverse runs them backwards."""
+    """Feistel rounds on halves of bits // 2 bits and the rest. A round undoes itself: the inverse runs them backwards."""
     widths = (bits // 2, bits - bits // 2)
     low = np.uint64(widths[1])
     halves = (x >> low, x & ((np.uint64(1) << low) - np.uint64(1)))
