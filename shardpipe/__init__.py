@@ -1,3 +1,20 @@
 """Tar shards for speech training that stops anywhere and goes on as if it had never stopped."""
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shardpipe.batch import Batch, Sample
+    from shardpipe.loader import ShardLoader
+
+__all__ = ["Batch", "Sample", "ShardLoader", "__version__"]
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # These need torch, which takes seconds to import: packing and its worker processes do without.
+    if name in ("Batch", "Sample", "ShardLoader"):
+        from shardpipe import loader
+
+        return getattr(loader, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,224 @@
+"""ShardLoader: the sequence of batches, read, decoded and padded by threads, delivered in order.
+
+The only state is `consumed_samples`. Every `for` starts its pipeline from that count and counts what it hands over, so
+nothing that was merely prefetched is ever part of a state.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from itertools import islice
+from multiprocessing import get_context
+from typing import Any, Literal
+
+from shardpipe.batch import Batch, Collate, Maker, Sample, Skipped, Transform, Work
+from shardpipe.errors import ConfigError, check
+from shardpipe.index import Index
+from shardpipe.plan import Batching, Step
+from shardpipe.sequence import WINDOW, BatchSequence
+from shardpipe.store import Store, open_store
+
+__all__ = ["Batch", "Sample", "ShardLoader", "Skipped"]
+
+
+class ShardLoader:
+    """Batches of a packed dataset, for one rank, from any count of consumed samples on.
+
+    `for batch in loader` delivers the rest of the current sub-epoch; the next `for` goes on with the next one, into
+    the next epoch and so on without end. `epoch`, `sub_epoch` and `consumed_samples` say where the run is.
+
+    data: a directory or URL that holds an index, or a Store rooted there.
+    batch_size | batch_seconds: samples of a batch, or the most padded seconds of one; exactly one of them.
+    seed, shuffle, window, lanes: the order; see `shardpipe.order.Order`. They are fixed for a run.
+    sub_epochs: into how many shares an epoch is cut.
+    rank, world_size: which of how many processes this is. They may change at every start.
+    resume_samples: samples that the run has consumed already.
+    min_seconds, max_seconds: samples outside are left out, but count as consumed; `num_excluded` counts them.
+    transform: called with (Sample, numpy Generator), the generator being keyed by (seed, epoch, sample).
+    collate: called with a list of Sample, makes what the loop gets instead of a Batch.
+    dtype: "float32" in [-1, 1], or "int16", which is half the bytes to move.
+    threads: that read and decode; the number of cores if None.
+    workers: processes that make batches instead of threads, for transforms that hold the GIL (they must pickle).
+    prefetch: batches made ahead, at least one for every thread.
+    on_error: "raise", or "skip" for samples that cannot be decoded: they become silence of weight 0, listed in
+        `skipped`, and their position counts as consumed. A failing storage always raises.
+
+    Raises ConfigError here, StoreError, ShardError and AudioError while iterating.
+    """
+
+    def __init__(
+        self,
+        data: str | os.PathLike[str] | Store,
+        *,
+        batch_size: int | None = None,
+        batch_seconds: float | None = None,
+        seed: int = 0,
+        shuffle: bool = True,
+        window: int = WINDOW,
+        lanes: int | None = None,
+        sub_epochs: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        resume_samples: int = 0,
+        min_seconds: float | None = None,
+        max_seconds: float | None = None,
+        transform: Transform | None = None,
+        collate: Collate | None = None,
+        dtype: Literal["float32", "int16"] = "float32",
+        threads: int | None = None,
+        workers: int = 0,
+        prefetch: int = 4,
+        on_error: Literal["raise", "skip"] = "raise",
+    ) -> None:
+        check("sub_epochs", sub_epochs, sub_epochs >= 1, "it must be at least 1")
+        check("world_size", world_size, world_size >= 1, "it must be at least 1")
+        check("rank", rank, 0 <= rank < world_size, f"it must be in [0, world_size), which is {world_size}")
+        check("resume_samples", resume_samples, resume_samples >= 0, "it must not be negative")
+        check("dtype", dtype, dtype in ("float32", "int16"), 'it must be "float32" or "int16"')
+        check("threads", threads, threads is None or threads >= 1, "it must be at least 1")
+        check("workers", workers, workers >= 0, "it must not be negative")
+        check("prefetch", prefetch, prefetch >= 1, "it must be at least 1")
+        check("on_error", on_error, on_error in ("raise", "skip"), 'it must be "raise" or "skip"')
+        batching = Batching(
+            batch_size=batch_size, batch_seconds=batch_seconds, min_seconds=min_seconds, max_seconds=max_seconds
+        )
+        store = open_store(data)
+        index = Index.load(store)
+        self._sequence = BatchSequence(index, batching, seed=seed, shuffle=shuffle, window=window, lanes=lanes)
+        self._make = Maker(
+            sequence=self._sequence,
+            store=store,
+            transform=transform,
+            collate=collate,
+            dtype=dtype,
+            skip_errors=on_error == "skip",
+        )
+        self._sub_epochs = sub_epochs
+        self._rank = rank
+        self._world_size = world_size
+        self._threads = threads or os.cpu_count() or 1
+        self._workers = workers
+        self._prefetch = prefetch
+        self._consumed = resume_samples
+        self._iteration: object = None
+        self.num_excluded = 0
+        """Samples left out for their length so far, by all ranks together."""
+        self.skipped: list[Skipped] = []
+        """Samples that this rank could not decode."""
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of an epoch."""
+        return self._sequence.num_samples
+
+    @property
+    def consumed_samples(self) -> int:
+        """Samples handed over since the run began, all ranks and epochs together."""
+        return self._consumed
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next batch belongs to, from 0."""
+        return self._consumed // self.num_samples
+
+    @property
+    def sub_epoch(self) -> int:
+        """The sub-epoch of the next batch within its epoch, from 0."""
+        return self._consumed % self.num_samples * self._sub_epochs // self.num_samples
+
+    @property
+    def sample_rate(self) -> int:
+        """The dataset's sample rate in Hz; ConfigError if it has several."""
+        rates = sorted(self._sequence.index.totals.sample_rates)
+        check("data", rates, len(rates) == 1, "its samples must have one sample rate: pack with --sample-rate")
+        return rates[0]
+
+    def __len__(self) -> int:
+        """Steps left in the current sub-epoch. It plans them all, which takes a while for a long epoch by seconds."""
+        return sum(1 for _ in self._steps())
+
+    def __iter__(self) -> Iterator[Any]:
+        """The rest of the current sub-epoch. A later `for` on the same loader puts an end to an earlier one."""
+        mine = self._iteration = object()
+        began, end = self._consumed, self._sequence.sub_epoch_end(self._consumed, self._sub_epochs)
+        steps = self._steps()
+        ahead: deque[tuple[Step, Future[tuple[Any, list[Skipped]]]]] = deque()
+        executor, make = self._executor()
+        try:
+            self._fill(ahead, steps, executor, make)
+            while ahead:
+                step, future = ahead.popleft()
+                batch, skipped = future.result()
+                self._fill(ahead, steps, executor, make)
+                if self._iteration is not mine:
+                    raise RuntimeError("another `for` over this loader has begun, or a state was loaded")
+                self._consume(step.count, delivered=sum(len(positions) for positions in step.batches))
+                self.skipped += skipped
+                yield batch
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
+        if self._iteration is mine and self._consumed < end:
+            self._consume_excluded(began)
+
+    def _steps(self) -> Iterator[Step]:
+        return self._sequence.steps(self._consumed, world_size=self._world_size, sub_epochs=self._sub_epochs)
+
+    def _executor(self) -> tuple[Executor, Callable[[Work], tuple[Any, list[Skipped]]]]:
+        if self._workers:
+            context = get_context("spawn")
+            return ProcessPoolExecutor(self._workers, context, _install, (self._make,)), _make_installed
+        return ThreadPoolExecutor(self._threads, thread_name_prefix="shardpipe"), self._make
+
+    def _fill(
+        self,
+        ahead: deque[tuple[Step, Future[tuple[Any, list[Skipped]]]]],
+        steps: Iterator[Step],
+        executor: Executor,
+        make: Callable[[Work], tuple[Any, list[Skipped]]],
+    ) -> None:
+        wanted = max(self._prefetch, self._workers or self._threads)
+        for step in islice(steps, wanted - len(ahead)):
+            positions, real = step.of_rank(self._rank)
+            work = Work(epoch=(step.count - 1) // self.num_samples, positions=positions, real=real, consumed=step.count)
+            ahead.append((step, executor.submit(make, work)))
+
+    def _consume(self, count: int, *, delivered: int) -> None:
+        self.num_excluded += count - self._consumed - delivered
+        self._consumed = count
+
+    def _consume_excluded(self, began: int) -> None:
+        """Nothing but excluded samples is left of the epoch."""
+        if self._consumed == began == self.epoch * self.num_samples:
+            batching = self._sequence.batching
+            limits = (batching.min_seconds, batching.max_seconds)
+            raise ConfigError("(min_seconds, max_seconds)", limits, "some sample must lie between them, and none does")
+        self._consume((self.epoch + 1) * self.num_samples, delivered=0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resume needs, JSON-able; taking it changes nothing."""
+        return self._sequence.state(self._consumed)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken, on any topology. Raises ResumeMismatch for another dataset, seed or order.
+
+        Another batching takes over at the end of the current rung or super-window.
+        """
+        self._consumed = self._sequence.restore(state)
+        self._iteration = None
+
+
+_installed: Maker | None = None
+
+
+def _install(maker: Maker) -> None:
+    """Run once in every worker process, so that a task carries positions alone."""
+    global _installed
+    _installed = maker
+
+
+def _make_installed(work: Work) -> tuple[Any, list[Skipped]]:
+    assert _installed is not None
+    return _installed(work)
