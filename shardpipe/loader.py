@@ -136,6 +136,13 @@ class ShardLoader:
         check("data", rates, len(rates) == 1, "its samples must have one sample rate: pack with --sample-rate")
         return rates[0]
 
+    def texts(self) -> Iterator[str]:
+        """The text of every sample of the dataset, in the shards' order: read from the index, whatever the epoch."""
+        index = self._sequence.index
+        for shard in range(len(index.counts)):
+            if index.counts[shard]:
+                yield from index.rows(shard).column("text").to_pylist()
+
     def __len__(self) -> int:
         """Steps left in the current sub-epoch. It plans them all, which takes a while for a long epoch by seconds."""
         return sum(1 for _ in self._steps())
