@@ -141,7 +141,8 @@ class ShardLoader:
         index = self._sequence.index
         for shard in range(len(index.counts)):
             if index.counts[shard]:
-                yield from index.rows(shard).column("text").to_pylist()
+                column: Any = index.rows(shard).column("text")
+                yield from column.to_pylist()
 
     def __len__(self) -> int:
         """Steps left in the current sub-epoch. It plans them all, which takes a while for a long epoch by seconds."""
