@@ -1,0 +1,119 @@
+"""Every setting of a training run, checked before anything starts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from shardpipe.errors import ConfigError
+from shardpipe.train.model import ModelSize
+from shardpipe.train.schedule import Amount, Decay
+
+__all__ = ["TrainConfig"]
+
+_BATCH_SIZE = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Settings of `shardpipe-train`, as flags (--batch-size) and in a configuration file (batch_size).
+
+    Args:
+        data: Folder or URL of the dataset to train on, packed by `shardpipe pack`.
+        out: Folder of the run: its configuration, metrics and checkpoints. All processes must see it.
+        valid: Dataset to evaluate on after each sub-epoch.
+        model: Size of the Conformer; tiny trains on a CPU.
+        units: File of characters and their ids, as WeNet's units.txt; without it they are taken from the data's texts.
+        epochs: How often to go through the data.
+        batch_size: Utterances in one process's batch; 16 if neither this nor batch_seconds is given.
+        batch_seconds: Seconds of audio, padding included, in one process's batch.
+        min_seconds: Leave out shorter utterances; they are counted.
+        max_seconds: Leave out longer utterances; they are counted.
+        sub_epochs: Parts of an epoch after each of which to evaluate and save.
+        window: Utterances shuffled together; see the dataset's documentation.
+        lanes: Streams that the order interleaves; chosen by the dataset's size if not given.
+        seed: Decides the order, the initial model, SpecAugment and dropout.
+        learning_rate: The highest learning rate.
+        warmup: Progress until the highest rate is reached, like 1000steps or 50000samples.
+        schedule: How the rate falls: over the whole run (cosine), with the root of progress, or not at all.
+        weight_decay: AdamW's weight decay, on weights of two and more dimensions.
+        accumulate: Batches of each process in one optimizer step.
+        clip: Largest norm of the gradient.
+        spec_augment: Mask random bands and spans of the features.
+        precision: fp32, or bf16 for the model's forward and backward pass.
+        deterministic: Compute so that the same steps give the same bits, at some cost in speed on a GPU.
+        device: Where to compute; auto takes CUDA if it is there.
+        threads: Threads of each process that read and decode audio.
+        on_error: What to do with samples that cannot be decoded: raise an error, or skip them; they are listed.
+        save_every: Progress or time between checkpoints, like 5000samples, 200steps or 10min.
+        keep: How many of the newest checkpoints to keep.
+        resume: Go on from the run's newest checkpoint (auto), from a path's, or start in an unused folder (never).
+        resume_samples: Go on at this count of consumed samples: from the run's checkpoint there, or from init_from.
+        init_from: Checkpoint to take the model and the optimizer from where the run has none.
+        log_keys: Write the keys of every step to keys-rank<r>.jsonl.
+    """
+
+    data: str
+    out: str
+    valid: str | None = None
+    model: ModelSize = "small"
+    units: str | None = None
+    epochs: int = 10
+    batch_size: int | None = None
+    batch_seconds: float | None = None
+    min_seconds: float | None = None
+    max_seconds: float | None = None
+    sub_epochs: int = 1
+    window: int = 8192
+    lanes: int | None = None
+    seed: int = 0
+    learning_rate: float = 1e-3
+    warmup: str = "1000steps"
+    schedule: Decay = "cosine"
+    weight_decay: float = 0.01
+    accumulate: int = 1
+    clip: float = 5.0
+    spec_augment: bool = True
+    precision: Literal["fp32", "bf16"] = "fp32"
+    deterministic: bool = True
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = None
+    on_error: Literal["raise", "skip"] = "raise"
+    save_every: str = "10min"
+    keep: int = 3
+    resume: str = "auto"
+    resume_samples: int | None = None
+    init_from: str | None = None
+    log_keys: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size is None and self.batch_seconds is None:
+            object.__setattr__(self, "batch_size", _BATCH_SIZE)
+        for name in ("epochs", "accumulate", "keep"):
+            if getattr(self, name) < 1:
+                raise ConfigError(name, getattr(self, name), "it must be at least 1")
+        for name in ("learning_rate", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(name, getattr(self, name), "it must be a positive number")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ConfigError("weight_decay", self.weight_decay, "it must be a number, 0 or more")
+        if self.resume_samples is not None and self.resume_samples < 0:
+            raise ConfigError("resume_samples", self.resume_samples, "it must be at least 0")
+        if self.resume_samples is not None and self.resume not in ("auto", "never"):
+            raise ConfigError("resume_samples", self.resume_samples, f"--resume {self.resume} names a place already")
+        if not self.resume:
+            raise ConfigError("resume", self.resume, "it must be auto, never or the path of a checkpoint")
+        if self.save_interval.count <= 0:
+            raise ConfigError("save_every", self.save_every, "it must be more than nothing")
+        Amount.parse("warmup", self.warmup, clock=False)
+
+    @property
+    def save_interval(self) -> Amount:
+        """What `save_every` says."""
+        return Amount.parse("save_every", self.save_every, clock=True)
+
+    @property
+    def warmup_amount(self) -> Amount:
+        """What `warmup` says."""
+        return Amount.parse("warmup", self.warmup, clock=False)

@@ -1,0 +1,80 @@
+"""The training loop, from top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from shardpipe.errors import ShardpipeError
+from shardpipe.train.config import TrainConfig
+from shardpipe.train.display import Display
+from shardpipe.train.opening import open_run
+from shardpipe.train.parallel import World, gradients_later, seed_generators
+from shardpipe.train.tally import Clock, Tally
+
+__all__ = ["train"]
+
+# So many steps in a row without a finite gradient are no accident of the data.
+_SKIPPED_IN_A_ROW_MAX = 20
+
+
+def train(config: TrainConfig, world: World, display: Display, *, stop: Callable[[], bool]) -> bool:
+    """Trains until all epochs are done, or until `stop` says so in any process; returns whether they are done.
+
+    Whatever ends it, the same call goes on from the newest checkpoint. On as many processes, on the same kind of
+    machine, it then reaches the same bits as a run that nothing ended.
+
+    A step whose gradient is not finite leaves model and optimizer as they are and is counted; 20 in a row raise
+    ShardpipeError. Raises also what the data, the folder and the checkpoint give cause for, all ShardpipeErrors.
+    """
+    with open_run(config, world, display) as run:
+        loader, learner, progress = run.loader, run.learner, run.progress
+        clock = Clock()
+        while True:
+            if not progress.evaluated:
+                run.evaluate()
+            if loader.consumed_samples >= run.total:
+                run.finish()
+                return True
+
+            place, before, stopped = (loader.epoch, loader.sub_epoch), loader.consumed_samples, False
+            clock.restart()
+            for group in clock.groups(loader, config.accumulate):
+                # Whatever is random below is a function of this place, so a resume has nothing to replay.
+                seed_generators(config.seed, before, world.rank)
+                tally = Tally(save=run.save_due(), stop=stop())
+                for batch in group:
+                    with gradients_later(learner.shared, batch is not group[-1]):
+                        result = learner.forward(batch, train=True)
+                        result.loss.backward()  # type: ignore[no-untyped-call]
+                    tally.add(result)
+                    run.note(batch, result)
+                tally.notes = len(run.notes)
+                tally = tally.over(world)
+
+                before = group[-1].consumed_samples
+                progress.steps += 1
+                rate = run.schedule.at(steps=progress.steps, samples=before)
+                norm = learner.update(tally.weight, rate)
+                run.count_step(place, before, tally, clock, rate=rate, norm=norm)
+                if progress.skipped_in_a_row >= _SKIPPED_IN_A_ROW_MAX:
+                    raise ShardpipeError(
+                        f"the gradient was not finite in {progress.skipped_in_a_row} steps in a row",
+                        where=f"sample {before}",
+                        fix="Go back to an earlier checkpoint (--resume PATH) with a lower --learning-rate.",
+                    )
+
+                stopped = tally.stop > 0
+                if stopped:
+                    break
+                # A sub-epoch's last step is followed by the checkpoint below.
+                if tally.save and (loader.epoch, loader.sub_epoch) == place:
+                    run.save()
+                clock.restart()
+
+            ended = (loader.epoch, loader.sub_epoch) != place
+            progress.evaluated = run.valid is None or not ended
+            # Saved before it is evaluated: whatever stops the evaluation, a resume does it again, and nothing else.
+            run.save()
+            if stopped:
+                run.tell_how_to_go_on()
+                return False

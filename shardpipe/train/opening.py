@@ -1,0 +1,127 @@
+"""Opening a run: its folder, its data and its model, put where it was left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from shardpipe import ShardLoader
+from shardpipe.publish import write_file, writing
+from shardpipe.train.checkpoint import Checkpoints, Progress, restore
+from shardpipe.train.config import TrainConfig
+from shardpipe.train.display import Display
+from shardpipe.train.learner import Learner
+from shardpipe.train.parallel import World
+from shardpipe.train.record import JsonLines, Recorder, cut_back
+from shardpipe.train.run import Run
+from shardpipe.train.schedule import Schedule
+from shardpipe.train.start import Start, find_start
+from shardpipe.train.tokens import CharTokenizer
+
+__all__ = ["open_run"]
+
+
+@contextmanager
+def open_run(config: TrainConfig, world: World, display: Display) -> Iterator[Run]:
+    """Finds where to start, opens the data there, loads the checkpoint, and cuts the records back to it.
+
+    The run's folder is left as it is until everything has been found to fit.
+    """
+    folder = Path(config.out)
+    checkpoints = Checkpoints(folder / "checkpoints", keep=config.keep)
+    start = world.from_main(lambda: find_start(config, checkpoints, display.say))
+    loader = _loader(config, world, config.data, sub_epochs=config.sub_epochs, resume_samples=start.samples)
+    valid = None if config.valid is None else _loader(config, world, config.valid, shuffle=False)
+    if start.checkpoint is not None and start.resumes:
+        loader.load_state_dict(start.checkpoint.loader)
+    tokenizer = world.from_main(lambda: _tokenizer(config, start, loader))
+    learner = Learner(config, world, tokenizer, loader.sample_rate)
+    progress = Progress()
+    if start.checkpoint is not None:
+        learner.identity.check(start.checkpoint.identity, start.checkpoint.path)
+        restore(start.checkpoint, learner.model, learner.optimizer, world)
+        if start.samples:
+            progress = replace(start.checkpoint.progress, evaluated=start.evaluated)
+    world.from_main(lambda: _prepare_folder(config, start, checkpoints, tokenizer, display))
+    with ExitStack() as stack:
+        recorder = keys = None
+        if world.is_main:
+            recorder = Recorder(folder, consumed_samples=start.samples)
+            stack.callback(recorder.close)
+        if config.log_keys:
+            keys = JsonLines(folder / f"keys-rank{world.rank}.jsonl")
+            stack.callback(keys.close)
+        run = Run(
+            config=config,
+            world=world,
+            display=display,
+            loader=loader,
+            valid=valid,
+            learner=learner,
+            schedule=_schedule(config, loader),
+            checkpoints=checkpoints,
+            progress=progress,
+            recorder=recorder,
+            keys=keys,
+            total=config.epochs * loader.num_samples,
+        )
+        run.announce(resumes=start.resumes)
+        yield run
+
+
+def _loader(config: TrainConfig, world: World, data: str, **options: Any) -> ShardLoader:
+    return ShardLoader(
+        data,
+        batch_size=config.batch_size,
+        batch_seconds=config.batch_seconds,
+        min_seconds=config.min_seconds,
+        max_seconds=config.max_seconds,
+        seed=config.seed,
+        window=config.window,
+        lanes=config.lanes,
+        rank=world.rank,
+        world_size=world.size,
+        threads=config.threads,
+        on_error=config.on_error,
+        **options,
+    )
+
+
+def _schedule(config: TrainConfig, loader: ShardLoader) -> Schedule:
+    return Schedule(
+        peak=config.learning_rate,
+        warmup=config.warmup_amount,
+        decay=config.schedule,
+        total_samples=config.epochs * loader.num_samples,
+    )
+
+
+def _tokenizer(config: TrainConfig, start: Start, loader: ShardLoader) -> CharTokenizer:
+    if config.units is not None:
+        return CharTokenizer.from_file(config.units)
+    if start.checkpoint is not None:
+        return CharTokenizer(start.checkpoint.identity["units"])
+    return CharTokenizer.from_texts(loader.texts())
+
+
+def _prepare_folder(
+    config: TrainConfig, start: Start, checkpoints: Checkpoints, tokenizer: CharTokenizer, display: Display
+) -> None:
+    """Makes the run's folder that of a run which has just come to `start`."""
+    folder = Path(config.out)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        later = checkpoints.set_aside(after=start.samples) if start.goes_back else []
+    if later:
+        display.say(f"put aside the later checkpoints {', '.join(map(str, later))}, in {checkpoints.folder / '.aside'}")
+    for file in (folder / "metrics.jsonl", *folder.glob("keys-rank*.jsonl")):
+        dropped = cut_back(file, start.samples, evaluated=start.evaluated)
+        if dropped:
+            display.say(f"{file.name}: dropped {dropped} lines beyond sample {start.samples}")
+    tokenizer.save(folder / "units.txt")
+    write_file(folder / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True).encode())

@@ -1,0 +1,197 @@
+"""A run under way: its parts, and what it counts, records, saves and shows."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from shardpipe import Batch, ShardLoader
+from shardpipe.train.checkpoint import Checkpoints, Progress
+from shardpipe.train.config import TrainConfig
+from shardpipe.train.display import Display
+from shardpipe.train.evaluate import evaluate
+from shardpipe.train.learner import Learner, Result
+from shardpipe.train.parallel import World
+from shardpipe.train.record import JsonLines, Recorder
+from shardpipe.train.schedule import Schedule
+from shardpipe.train.tally import Clock, Tally
+
+__all__ = ["Run"]
+
+_NOTES_SHOWN = 10
+
+
+@dataclass(kw_only=True)
+class Run:
+    """The parts of a run; every process has one, and only the main process's records and shows."""
+
+    config: TrainConfig
+    world: World
+    display: Display
+    loader: ShardLoader
+    valid: ShardLoader | None
+    learner: Learner
+    schedule: Schedule
+    checkpoints: Checkpoints
+    progress: Progress
+    recorder: Recorder | None
+    keys: JsonLines | None
+    total: int
+    """Samples of all epochs."""
+
+    def __post_init__(self) -> None:
+        self.notes: list[dict[str, Any]] = []
+        """Utterances of this process and step that taught nothing."""
+        self._shown = self._skips_seen = self._excluded_seen = 0
+        self._started_at = self._saved_at = self.loader.consumed_samples
+        self._started_time = self._saved_time = time.monotonic()
+        self._saved_steps = self.progress.steps
+
+    def record(self, event: str, consumed_samples: int, **fields: Any) -> None:
+        """A line of metrics.jsonl, if this is the main process."""
+        if self.recorder is not None:
+            self.recorder.write(event, consumed_samples, **fields)
+
+    def announce(self, *, resumes: bool) -> None:
+        """Says and records where the run starts."""
+        count = self.loader.consumed_samples
+        facts = {
+            "total_samples": self.total,
+            "num_samples": self.loader.num_samples,
+            "parameters": sum(p.numel() for p in self.learner.model.parameters()),
+            "units": len(self.learner.tokenizer.units),
+            "world_size": self.world.size,
+            "device": str(self.world.device),
+        }
+        self.record("resume" if resumes else "start", count, **facts)
+        text = "{parameters:,} parameters, {units} units, {world_size} x {device}".format(**facts)
+        self.display.say(f"{'going on' if resumes else 'starting'} at sample {count} of {self.total}: {text}")
+        self.display.start(total=self.total, consumed_samples=count)
+
+    def note(self, batch: Batch, result: Result) -> None:
+        """Takes down what this process was given, and which of it taught nothing."""
+        if self.keys is not None:
+            real = [key for key, weight in zip(batch.keys, batch.weights.tolist()) if weight]
+            self.keys.write({"consumed_samples": batch.consumed_samples, "epoch": batch.epoch, "keys": real})
+        self.notes += [{"event": "left_out", **asdict(utterance)} for utterance in result.left_out]
+        skipped = self.loader.skipped[self._skips_seen :]
+        self.notes += [{"event": "unreadable", "key": sample.key, "reason": sample.reason} for sample in skipped]
+        self._skips_seen += len(skipped)
+
+    def count_step(
+        self, place: tuple[int, int], count: int, tally: Tally, clock: Clock, *, rate: float, norm: float
+    ) -> None:
+        """Adds a finished step to the progress, records it and shows it; `tally` is that of all processes."""
+        progress = self.progress
+        if tally.notes:
+            self._count_notes(count)
+        progress.excluded += self.loader.num_excluded - self._excluded_seen
+        self._excluded_seen = self.loader.num_excluded
+        progress.unknown_units += int(tally.unknown_units)
+        if math.isfinite(norm):
+            progress.skipped_in_a_row = 0
+        else:
+            progress.skipped_steps += 1
+            progress.skipped_in_a_row += 1
+            self.display.say(f"sample {count}  no finite gradient: the model stays as it was")
+        epochs = count / self.loader.num_samples - place[0]
+        pace = (count - self._started_at) / (time.monotonic() - self._started_time)
+        record = {
+            "step": progress.steps,
+            "loss": tally.loss / tally.weight if tally.weight else math.nan,
+            "lr": rate,
+            "grad_norm": norm,
+            "epoch": place[0],
+            "sub_epoch": place[1],
+            "epoch_progress": min(1.0, epochs),
+            "sub_epoch_progress": min(1.0, epochs * self.config.sub_epochs - place[1]),
+            "progress": count / self.total,
+            "utt_per_s": tally.utterances / clock.elapsed,
+            "audio_s_per_s": tally.seconds / clock.elapsed,
+            "data_wait": clock.waited / clock.elapsed,
+            "eta": max(0, self.total - count) / pace,
+        }
+        self.record("step", count, **record)
+        self.display.step(count, record)
+
+    def _count_notes(self, count: int) -> None:
+        for note in self.world.gather(self.notes):
+            event = note.pop("event")
+            if event == "left_out":
+                self.progress.left_out += 1
+                what = "has {frames} frames and needs {needed} for its text: left out".format(**note)
+            else:
+                self.progress.unreadable += 1
+                what = f"cannot be decoded: skipped ({note['reason']})"
+            self.record(event, count, **note)
+            self._shown += 1
+            if self._shown <= _NOTES_SHOWN:
+                self.display.say(f"sample {count}  {note['key']} {what}")
+            if self._shown == _NOTES_SHOWN:
+                self.display.say("further ones like these are listed in metrics.jsonl only")
+        self.notes.clear()
+
+    def save_due(self) -> bool:
+        """Whether the main process finds it time for a checkpoint; the others leave it to that one's clock."""
+        interval = self.config.save_interval
+        since = {
+            "samples": self.loader.consumed_samples - self._saved_at,
+            "steps": self.progress.steps + 1 - self._saved_steps,
+            "seconds": time.monotonic() - self._saved_time,
+        }
+        return self.world.is_main and since[interval.unit] >= interval.count
+
+    def save(self) -> None:
+        """A checkpoint of this moment, unless the run has started or was last saved here."""
+        count = self.loader.consumed_samples
+        if count == self._saved_at:
+            return
+        began = time.monotonic()
+        for log in (self.recorder, self.keys):
+            if log is not None:
+                log.flush()
+        self.checkpoints.save(
+            self.world,
+            self.learner.model,
+            self.learner.optimizer,
+            consumed_samples=count,
+            progress=self.progress,
+            identity=self.learner.identity,
+            loader=self.loader.state_dict(),
+        )
+        self._saved_at, self._saved_steps, self._saved_time = count, self.progress.steps, time.monotonic()
+        self.record("checkpoint", count, seconds=time.monotonic() - began)
+
+    def evaluate(self) -> None:
+        """Loss and error rates on the validation data: recorded, shown, and noted in the checkpoint of this moment."""
+        assert self.valid is not None
+        result = evaluate(self.learner, self.valid, self.world)
+        count = self.loader.consumed_samples
+        self.record("valid", count, **result)
+        text = "valid loss {loss:.4f}  WER {wer:.2%}  CER {cer:.2%}  {utterances} utterances".format(**result)
+        aside = {name: result[name] for name in ("left_out", "excluded", "unreadable") if result[name]}
+        self.display.say(f"sample {count}  {text}" + (f"  {aside}" if aside else ""))
+        self.progress.evaluated = True
+        if self.world.is_main:
+            self.checkpoints.mark_evaluated(count)
+
+    def finish(self) -> None:
+        """Says and records that all epochs are done, and what of them taught nothing."""
+        counts = asdict(self.progress)
+        del counts["evaluated"], counts["skipped_in_a_row"]
+        self.record("end", self.loader.consumed_samples, **counts)
+        aside = {name.replace("_", " "): n for name, n in counts.items() if n and name != "steps"}
+        self.display.say(
+            f"done: {self.loader.consumed_samples} samples in {self.progress.steps} steps"
+            + (f"; {', '.join(f'{name}: {n}' for name, n in aside.items())}" if aside else "")
+        )
+
+    def tell_how_to_go_on(self) -> None:
+        """Says what a stopped run needs."""
+        self.record("stop", self.loader.consumed_samples)
+        self.display.say(
+            f"stopped at sample {self.loader.consumed_samples} of {self.total}, saved in {self.checkpoints.folder}; "
+            "the same command goes on from there"
+        )

@@ -1,0 +1,87 @@
+"""Where a run starts: at a checkpoint of its own, at another run's, or at the beginning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardpipe.errors import ConfigError, StoreError
+from shardpipe.train.checkpoint import Checkpoint, Checkpoints, read_checkpoint
+from shardpipe.train.config import TrainConfig
+
+__all__ = ["Start", "find_start"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Samples consumed at the start, and the checkpoint to load: all of it (`resumes`), or only model and optimizer.
+
+    `goes_back` if the place was named: later checkpoints of the run then have to make way.
+    """
+
+    samples: int = 0
+    checkpoint: Checkpoint | None = None
+    resumes: bool = False
+    goes_back: bool = False
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether no evaluation is due at the start."""
+        return not (self.resumes and self.checkpoint is not None) or self.checkpoint.progress.evaluated
+
+
+def find_start(config: TrainConfig, checkpoints: Checkpoints, say: Callable[[str], None]) -> Start:
+    """Decides by `resume`, `resume_samples` and `init_from`, and tells `say` which damaged checkpoints it passes over.
+
+    The run's newest checkpoint comes before `init_from`, so that a command can be repeated until the run is done.
+    Changes nothing.
+    Raises StoreError if what is asked for is not there, ConfigError if `resume` is never and the folder is used.
+    """
+    out, counts, wanted = Path(config.out), checkpoints.counts(), config.resume_samples
+    if config.resume == "never":
+        if counts or (out / "metrics.jsonl").exists():
+            rule = f"{out} holds a run already"
+            raise ConfigError("resume", "never", rule, fix="Choose another --out, or go on with --resume auto.")
+        return _fresh(config, counts)
+    if config.resume != "auto":
+        return _back_to(_named(Path(config.resume), say))
+    if wanted is not None and wanted in counts:
+        return _back_to(read_checkpoint(checkpoints.path(wanted)))
+    if wanted is not None and config.init_from is None:
+        return _fresh(config, counts)
+    newest = checkpoints.newest(say)
+    if newest is not None:
+        return Start(samples=newest.consumed_samples, checkpoint=newest, resumes=True)
+    if counts:
+        fix = "Remove them to start anew, or name another with --resume PATH."
+        raise StoreError("none of the checkpoints is whole", url=str(checkpoints.folder), fix=fix)
+    return _fresh(config, counts)
+
+
+def _fresh(config: TrainConfig, counts: list[int]) -> Start:
+    samples = config.resume_samples or 0
+    if config.init_from is not None:
+        return Start(samples=samples, checkpoint=read_checkpoint(Path(config.init_from)))
+    if samples:
+        found = f"there are checkpoints at {', '.join(map(str, counts))}" if counts else "there is no checkpoint"
+        fix = "Choose one of these, or give the model and the optimizer with --init-from." if counts else ""
+        raise StoreError(
+            f"no checkpoint at sample {samples}; {found}",
+            url=str(Path(config.out) / "checkpoints"),
+            fix=fix or "Give the model and the optimizer with --init-from.",
+        )
+    return Start()
+
+
+def _named(path: Path, say: Callable[[str], None]) -> Checkpoint:
+    """A checkpoint by its own path, or the newest one of the run in that folder."""
+    if (path / "checkpoints").is_dir():
+        newest = Checkpoints(path / "checkpoints", keep=1).newest(say)
+        if newest is not None:
+            return newest
+    return read_checkpoint(path)
+
+
+def _back_to(checkpoint: Checkpoint) -> Start:
+    return Start(samples=checkpoint.consumed_samples, checkpoint=checkpoint, resumes=True, goes_back=True)
