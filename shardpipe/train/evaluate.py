@@ -22,7 +22,7 @@ def evaluate(learner: Learner, loader: ShardLoader, world: World) -> dict[str, f
     excluded, unreadable = -loader.num_excluded, -len(loader.skipped)
     for batch in loader:
         result = learner.forward(batch, train=False)
-        loss += float(result.loss)
+        loss += result.loss.item()
         weight += result.weight
         utterances += result.utterances
         left_out += len(result.left_out)

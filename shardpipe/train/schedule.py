@@ -63,5 +63,6 @@ class Schedule:
             share = min(1.0, samples / self.total_samples)
             rate *= _COSINE_END + (1 - _COSINE_END) * (1 + math.cos(math.pi * share)) / 2
         elif self.decay == "inverse-sqrt":
-            rate *= math.sqrt(self.warmup.count / max(done, self.warmup.count, 1))
+            peak_at = max(self.warmup.count, 1)
+            rate *= math.sqrt(peak_at / max(done, peak_at))
         return rate

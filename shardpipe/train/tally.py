@@ -27,7 +27,7 @@ class Tally:
     stop: float = 0.0
 
     def add(self, result: Result) -> None:
-        self.loss += float(result.loss)
+        self.loss += result.loss.item()
         self.weight += result.weight
         self.utterances += result.utterances
         self.seconds += result.seconds
