@@ -1,0 +1,114 @@
+"""The table of codecs, and files as a whole: what one is, its samples, and one made of samples."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from shardpipe.audio.common import CONVERT, TORN, AudioInfo, Bytes, Samples
+from shardpipe.audio.drlibs import decode_flac, decode_mp3, probe_flac, probe_mp3
+from shardpipe.audio.ogg import decode_opus, decode_vorbis, probe_opus, probe_vorbis, seal_ogg
+from shardpipe.audio.samples import to_float32, to_int16
+from shardpipe.audio.sndfile import encode_sndfile
+from shardpipe.audio.wav import decode_wav, encode_wav, probe_wav
+from shardpipe.errors import AudioError
+
+__all__ = ["CODECS", "decode", "detect", "encode", "probe"]
+
+
+class _Codec(NamedTuple):
+    probe: Callable[[Bytes], AudioInfo]
+    decode: Callable[[Bytes], Samples]
+    """int16 for up to 16 bits, float32 in [-1, 1] for more."""
+    encode: Callable[[Samples, int], bytes] | None = None
+
+
+def _encode_flac(audio: Samples, sample_rate: int) -> bytes:
+    return encode_sndfile(audio, sample_rate, "flac", "FLAC", "PCM_16")
+
+
+def _encode_opus(audio: Samples, sample_rate: int) -> bytes:
+    return seal_ogg(encode_sndfile(audio, sample_rate, "opus", "OGG", "OPUS"), serial=zlib.crc32(audio.data))
+
+
+CODECS: Final[dict[str, _Codec]] = {
+    "wav": _Codec(probe_wav, decode_wav, encode_wav),
+    "flac": _Codec(probe_flac, decode_flac, _encode_flac),
+    "mp3": _Codec(probe_mp3, decode_mp3),
+    "ogg": _Codec(probe_vorbis, decode_vorbis),
+    "opus": _Codec(probe_opus, decode_opus, _encode_opus),
+}
+
+
+def detect(data: Bytes) -> str:
+    """The codec by the file's first bytes, one of CODECS: a file's name may lie."""
+    head = bytes(data[:64])
+    if head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE":
+        return "wav"
+    if head[:4] == b"fLaC":
+        return "flac"
+    if head[:4] == b"OggS" and head[28:36] == b"OpusHead":
+        return "opus"
+    if head[:4] == b"OggS" and head[28:35] == b"\x01vorbis":
+        return "ogg"
+    if head[:3] == b"ID3" and len(head) >= 10:
+        size = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
+        return "flac" if data[10 + size : 14 + size] == b"fLaC" else "mp3"
+    if len(head) > 3 and head[0] == 0xFF and head[1] & 0xE6 == 0xE2 and head[2] >> 4 not in (0, 15):
+        return "mp3"
+    if not head:
+        raise AudioError("the file is empty", fix=TORN)
+    raise AudioError(
+        f"these are no WAV, FLAC, MP3, Ogg Vorbis or Opus bytes (they begin {head[:12]!r})",
+        fix=CONVERT,
+    )
+
+
+def probe(data: Bytes) -> AudioInfo:
+    """What a file holds: `frames` is exactly what `decode` delivers. Raises AudioError.
+
+    Reads headers only, but for MP3, which is decoded, and FLAC of unknown length, which is counted; so a file may be
+    probed and still be damaged further on.
+    """
+    return CODECS[detect(data)].probe(data)
+
+
+def decode(data: Bytes, codec: str, dtype: str = "float32") -> Samples:
+    """The samples of a file: a new array [frames, channels], float32 in [-1, 1] or int16.
+
+    What a codec's floating point output has outside [-1, 1] is clipped. int16 is `to_int16` of the float32 samples.
+    Releases the GIL for most of its time. Raises AudioError if the data is not `codec`, cut, damaged or empty.
+    """
+    if dtype not in ("float32", "int16"):
+        raise ValueError(f"dtype is {dtype!r}, but must be float32 or int16")
+    if (found := detect(data)) != codec:
+        raise AudioError(f"the bytes are {found}, not {codec}", codec=codec, fix="Index the dataset again.")
+    samples = CODECS[codec].decode(data)
+    if dtype == "float32":
+        return to_float32(samples)
+    samples = to_int16(samples)
+    # What numpy reads straight from the file's bytes cannot be written to.
+    return samples if samples.flags.writeable else samples.copy()
+
+
+def encode(audio: Samples, sample_rate: int, codec: str) -> bytes:
+    """[frames] or [frames, channels], float in [-1, 1] or int16, as a WAV or FLAC (both 16 bits) or Opus file.
+
+    Equal input gives equal bytes. Raises AudioError if it is empty or the codec cannot hold it: Opus takes 8, 12, 16,
+    24 and 48 kHz only.
+    """
+    write = CODECS[codec].encode
+    if write is None:
+        raise ValueError(f"{codec} is for reading only")
+    if not len(audio):
+        raise AudioError("there are no samples to write", codec=codec, fix="Leave it out of the list.")
+    if codec == "opus" and sample_rate not in (8000, 12000, 16000, 24000, 48000):
+        raise AudioError(
+            f"Opus cannot hold audio at {sample_rate} Hz",
+            codec=codec,
+            fix="Resample it to 16000 or 48000 Hz (`--sample-rate 16000`), or choose FLAC.",
+        )
+    return write(np.ascontiguousarray(to_int16(audio.reshape(len(audio), -1))), sample_rate)

@@ -1,0 +1,83 @@
+"""Arrays of samples: number formats, channels and rates."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from shardpipe.errors import AudioError
+
+__all__ = ["resample", "to_float32", "to_int16", "to_mono"]
+
+_Array: TypeAlias = npt.NDArray[Any]
+
+
+def to_float32(audio: _Array) -> npt.NDArray[np.float32]:
+    """int16 divided by 32768, exactly; floating point as float32. Any shape; never the array given, if int16."""
+    out = audio.astype(np.float32, copy=audio.dtype == np.int16)
+    if audio.dtype == np.int16:
+        out *= np.float32(1 / 32768)
+    return out
+
+
+def to_int16(audio: _Array) -> npt.NDArray[np.int16]:
+    """Floating point times 32768, rounded half to even, clipped to -32768..32767; int16 as it is. Any shape.
+
+    Raises AudioError for NaN.
+    """
+    if audio.dtype == np.int16:
+        return audio
+    if not np.issubdtype(audio.dtype, np.floating):
+        raise ValueError(f"samples are {audio.dtype}, but must be int16 or floating point")
+    scaled: _Array = np.multiply(audio, 32768, dtype=np.result_type(audio, np.float32))
+    np.clip(np.rint(scaled, out=scaled), -32768, 32767, out=scaled)
+    if np.isnan(scaled).any():
+        raise AudioError("some samples are not numbers (NaN)", fix="Mend what produced them.")
+    return scaled.astype(np.int16)
+
+
+def to_mono(audio: _Array, channel: int | None = None) -> _Array:
+    """[frames, channels] as [frames] of the same dtype: one channel, counted from 0, or the mean of all of them.
+
+    The mean of int16 is rounded half to even. A view where no arithmetic is needed. Raises AudioError if there is no
+    such channel.
+    """
+    channels = audio.shape[1]
+    if channel is not None:
+        if not 0 <= channel < channels:
+            raise AudioError(
+                f"there is no channel {channel}, for the audio has {channels}",
+                fix="Channels count from 0; leave the choice out to mix all of them.",
+            )
+        return audio[:, channel]
+    if channels == 1:
+        return audio[:, 0]
+    if audio.dtype == np.int16:
+        mean: _Array = np.rint(audio.mean(axis=1, dtype=np.float64)).astype(np.int16)
+    else:
+        mean = audio.mean(axis=1, dtype=audio.dtype)
+    return mean
+
+
+def resample(audio: _Array, from_rate: int, to_rate: int) -> npt.NDArray[np.float32]:
+    """[frames] or [frames, channels] at another rate, as float32, ceil(frames * to_rate / from_rate) of them.
+
+    torchaudio's windowed sinc (Hann, 6 zero crossings), on one thread, so that equal input gives equal output.
+    May overshoot [-1, 1] a little; `to_int16` and `encode` clip.
+    """
+    samples = to_float32(audio)
+    if from_rate == to_rate:
+        return samples
+    import torch
+    import torchaudio.functional
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        # The copy is for torch, which warns of arrays it might write to but must not.
+        waves = torch.from_numpy(samples.T.copy())
+        return np.ascontiguousarray(torchaudio.functional.resample(waves, from_rate, to_rate).numpy().T)
+    finally:
+        torch.set_num_threads(threads)
