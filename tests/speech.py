@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import soundfile
 
-__all__ = ["make_audio", "make_bytes", "make_flac", "make_mp3", "make_ogg", "make_opus", "make_wav", "write_list"]
+from shardpipe.pack import PackOptions, pack
+
+__all__ = ["make_audio", "make_bytes", "make_flac", "make_mp3", "make_ogg", "make_opus", "make_wav", "pack_speech", "write_list"]
 
 _WORDS = ["one", "two", "three", "four", "five", "six", "seven", "yes", "no", "left", "right", "up", "down", "stop"]
 _FORMATS = {
@@ -96,3 +98,10 @@ def write_list(
     path = folder / "data.list"
     path.write_text("".join(lines), encoding="utf-8")
     return path
+
+
+def pack_speech(folder: str | Path, n: int, *, shard_samples: int = 16, **options: Any) -> Path:
+    """Packs what `write_list` makes of `n` and `options`; returns the dataset's folder."""
+    out = Path(folder) / "packed"
+    pack(write_list(folder, n, **options), out, options=PackOptions(shard_samples=shard_samples))
+    return out
