@@ -28,10 +28,12 @@ from shardpipe.manifest import (
     parse_manifest,
 )
 from shardpipe.parts import PartReader, rows_batch, rows_checksum, write_part
-from shardpipe.publish import publish, write_file, writing
+from shardpipe.publish import write_file, writing
 from shardpipe.store import Store, open_store
 
-__all__ = ["MANIFEST", "Index", "ShardInfo", "Totals", "write_index"]
+__all__ = ["MANIFEST", "SHARD_LIST", "Index", "ShardInfo", "Totals", "stage_index"]
+
+SHARD_LIST = "shards.list"
 
 _OPEN_PARTS = 16  # a parsed footer of 512 row groups takes about 6 MB
 _T = TypeVar("_T")
@@ -152,12 +154,12 @@ class Index:
         )
 
 
-def write_index(
-    folder: Path, staging: Path, shards: Iterable[tuple[ShardInfo, pa.RecordBatch]], *, rejected: int = 0
-) -> None:
-    """Publishes parts, shards.list and, last, the manifest of `folder`; what they replace stays until all is written.
+def stage_index(
+    staging: Path, shards: Iterable[tuple[ShardInfo, pa.RecordBatch]], *, rejected: int = 0
+) -> tuple[Totals, list[str]]:
+    """Writes parts, shards.list and manifest of a dataset under `staging`; `shards` come in order, with their rows.
 
-    `shards` come in order, each with its rows; `staging` is a folder on the same file system for unfinished files.
+    Returns the totals and the names to publish, in that order: the manifest last. Raises StoreError.
     """
     infos: list[ShardInfo] = []
     codecs: Counter[Any] = Counter()
@@ -170,11 +172,13 @@ def write_index(
             rates.update(rows.column("sample_rate").to_pylist())
             yield rows
 
+    with writing(staging):
+        (staging / "index").mkdir(exist_ok=True)
     rest = iter(shards)
     parts: list[str] = []
     while first := next(rest, None):
         parts.append(f"index/part-{len(parts):05d}.parquet")
-        write_part(staging / Path(parts[-1]).name, noted(chain([first], islice(rest, PART_SHARDS - 1))))
+        write_part(staging / parts[-1], noted(chain([first], islice(rest, PART_SHARDS - 1))))
     totals = Totals(
         samples=sum(info.samples for info in infos),
         size=sum(info.size for info in infos),
@@ -184,10 +188,6 @@ def write_index(
         sample_rates=dict(sorted(rates.items())),
         rejected=rejected,
     )
-    with writing(folder):
-        (folder / MANIFEST).unlink(missing_ok=True)
-        (folder / "index").mkdir(exist_ok=True)
-    for part in parts:
-        publish(staging / Path(part).name, folder / part)
-    write_file(folder / "shards.list", "".join(f"{info.name}\n" for info in infos).encode())
-    write_file(folder / MANIFEST, format_manifest(infos, totals, parts))
+    write_file(staging / SHARD_LIST, "".join(f"{info.name}\n" for info in infos).encode())
+    write_file(staging / MANIFEST, format_manifest(infos, totals, parts))
+    return totals, [*parts, SHARD_LIST, MANIFEST]

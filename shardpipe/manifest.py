@@ -153,13 +153,13 @@ def parse_manifest(data: bytes, file: str) -> tuple[tuple[ShardInfo, ...], Total
         ("number of parts", -(-len(shards) // PART_SHARDS), len(parts)),
     ):
         if found != stated:
-            raise CorruptIndex(f"the {what} is {stated}, but its shards give {found}", file=file, fix=again)
+            raise CorruptIndex(f"{what}: it says {stated}, but its shards give {found}", file=file, fix=again)
     return shards, totals, parts
 
 
 def _shard(entry: dict[str, Any]) -> ShardInfo:
     for name in ("nsamples", "filesize", "frames", "ignored"):
-        if not isinstance(entry[name], int) or entry[name] < 0:
+        if type(entry[name]) is not int or entry[name] < 0:
             raise ValueError(f"{name} is {entry[name]!r}, but must be a whole number from 0")
     return ShardInfo(
         name=str(entry["url"]),

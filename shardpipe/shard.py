@@ -12,14 +12,12 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from shardpipe.errors import ShardError
 from shardpipe.publish import writing
 from shardpipe.store import Store
 
-__all__ = ["END_BYTES", "Member", "ShardReader", "ShardWriter", "sample_bytes"]
+__all__ = ["END_BYTES", "Member", "ShardReader", "ShardWriter", "member_header", "sample_bytes"]
 
 BLOCK = tarfile.BLOCKSIZE
 END_BYTES = 2 * BLOCK
@@ -45,14 +43,15 @@ def sample_bytes(key: str, members: Sequence[tuple[str, bytes]]) -> tuple[bytes,
     offsets: list[int] = []
     at = 0
     for extension, payload in members:
-        header = _header(f"{key}.{extension}", len(payload))
+        header = member_header(f"{key}.{extension}", len(payload))
         offsets.append(at + len(header))
         parts += [header, payload, bytes(-len(payload) % BLOCK)]
         at += len(header) + len(payload) + len(parts[-1])
     return b"".join(parts), offsets
 
 
-def _header(name: str, size: int) -> bytes:
+def member_header(name: str, size: int) -> bytes:
+    """The header blocks of a member with `size` bytes of payload: one block, three or more where ustar has no room."""
     member = tarfile.TarInfo(name)
     member.size = size
     member.mode = 0o644
@@ -73,7 +72,7 @@ class ShardWriter:
         self.size = 0
         """Bytes written so far."""
         with writing(path):
-            self._file = open(path, "wb", buffering=1 << 20)  # noqa: SIM115 (closed by __exit__)
+            self._file = open(path, "wb", buffering=1 << 20)  # noqa: SIM115 (closed by close)
 
     @property
     def md5(self) -> str:
@@ -92,15 +91,10 @@ class ShardWriter:
     def finish(self) -> None:
         """Writes the end-of-archive mark and closes the file."""
         self.append(bytes(END_BYTES))
-        with writing(self._path):
-            self._file.close()
+        self.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Closes the file as it is, finished or not."""
         with writing(self._path):
             self._file.close()
 
@@ -226,9 +220,9 @@ class ShardReader:
             while data:
                 length = int(data[: data.index(b" ")])
                 record, data = data[:length], data[length:]
-                keyword, value = record[record.index(b" ") + 1 : -1].split(b"=", 1)
-                if length <= len(keyword) or record[-1:] != b"\n":
+                if len(record) != length or record[-1:] != b"\n":
                     raise ValueError(f"bad record {record[:40]!r}")
+                keyword, value = record[record.index(b" ") + 1 : -1].split(b"=", 1)
                 if keyword == b"path":
                     name = self._text(value)
                 elif keyword == b"size":

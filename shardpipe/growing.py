@@ -1,0 +1,138 @@
+"""A dataset's shards while they are written one after another: where one ends, what is finished, what was left out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shardpipe.manifest import ShardInfo
+from shardpipe.parts import SCHEMA, Row, rows_batch
+from shardpipe.publish import publish, writing
+from shardpipe.shard import END_BYTES, ShardWriter
+from shardpipe.staging import shard_name
+
+__all__ = ["GrowingShards", "Rejection"]
+
+_METADATA = b"shardpipe"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rejection:
+    """An utterance that was left out, where it is listed and why."""
+
+    key: str
+    where: str
+    reason: str
+
+
+@dataclass(kw_only=True)
+class _Finished:
+    """What the commit marker of a shard says besides its rows."""
+
+    size: int
+    md5: str
+    stop: int
+    rejected: list[dict[str, str]]
+
+
+class GrowingShards:
+    """The shards in a staging folder. A shard is finished once its rows lie beside it: DIR/shard-000000.{tar,parquet}.
+
+    A sample starts a new shard where it would not fit into `max_bytes` of tar, or would be sample max_samples + 1.
+    """
+
+    def __init__(self, folder: Path, *, max_bytes: int | None, max_samples: int | None) -> None:
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._max_samples = max_samples
+        self._finished: list[_Finished] = []
+        self._finished_bytes = 0
+        self.kept = 0
+        """Shards that were finished before."""
+        self._rows: list[Row] = []
+        self._rejected: list[dict[str, str]] = []
+        self._writer: ShardWriter | None = None
+
+    def recover(self, *, with_rejections: bool) -> int:
+        """Takes up the finished shards and returns the number of utterances they cover.
+
+        Those from the first one with rejections on are taken up only if wanted.
+        """
+        while (marker := self._path("parquet")).exists():
+            finished = _Finished(**json.loads(pq.read_schema(marker).metadata[_METADATA]))
+            if finished.rejected and not with_rejections:
+                break
+            self._finished.append(finished)
+            self._finished_bytes += finished.size
+        self.kept = self.count
+        return self._finished[-1].stop if self._finished else 0
+
+    @property
+    def count(self) -> int:
+        """Finished shards."""
+        return len(self._finished)
+
+    @property
+    def written(self) -> int:
+        """Bytes of all shards so far."""
+        return self._finished_bytes + (self._writer.size if self._writer else 0)
+
+    def add(self, row: Row, data: bytes, position: int) -> None:
+        """Appends a sample, utterance `position` of the list; offsets of the row count from the sample's start."""
+        if self._writer and self._is_full(len(data)):
+            self.finish(position)
+        if self._writer is None:
+            self._writer = ShardWriter(self._path("tar.new"))
+        offset = self._writer.append(data)
+        self._rows.append(row._replace(shard=self.count, offset=offset, audio_offset=offset + row.audio_offset))
+
+    def reject(self, rejection: Rejection) -> None:
+        """Notes that an utterance was left out."""
+        self._rejected.append({"key": rejection.key, "where": rejection.where, "reason": rejection.reason})
+
+    def finish(self, stop: int) -> None:
+        """Ends the current shard, if any, and commits it; the utterances before `stop` are dealt with."""
+        if self._writer is None:
+            return
+        self._writer.finish()
+        publish(self._path("tar.new"), self._path("tar"))
+        finished = _Finished(size=self._writer.size, md5=self._writer.md5, stop=stop, rejected=self._rejected)
+        metadata = {_METADATA: json.dumps(finished.__dict__, ensure_ascii=False).encode()}
+        table = pa.Table.from_batches([rows_batch(self._rows)]).replace_schema_metadata(metadata)
+        with writing(self._path("parquet.new")):
+            pq.write_table(table, self._path("parquet.new"), compression="zstd")
+        publish(self._path("parquet.new"), self._path("parquet"))
+        self._finished.append(finished)
+        self._finished_bytes += finished.size
+        self._rows, self._rejected, self._writer = [], [], None
+
+    def close(self) -> None:
+        """Closes an unfinished shard's file."""
+        if self._writer:
+            self._writer.close()
+
+    def shards(self) -> Iterator[tuple[ShardInfo, pa.RecordBatch]]:
+        """The finished shards with their rows."""
+        for number, finished in enumerate(self._finished):
+            table = pq.read_table(self._folder / shard_name(number).replace(".tar", ".parquet"))
+            rows = table.replace_schema_metadata(None).cast(SCHEMA).combine_chunks().to_batches()[0]
+            yield ShardInfo.of(rows, name=shard_name(number), size=finished.size, md5=finished.md5), rows
+
+    def rejections(self) -> Iterator[Rejection]:
+        """What was left out so far."""
+        for rejected in (*(finished.rejected for finished in self._finished), self._rejected):
+            yield from (Rejection(**fields) for fields in rejected)
+
+    def _is_full(self, more: int) -> bool:
+        assert self._writer is not None
+        if self._max_samples is not None and len(self._rows) >= self._max_samples:
+            return True
+        return self._max_bytes is not None and self._writer.size + more + END_BYTES > self._max_bytes
+
+    def _path(self, suffix: str) -> Path:
+        return self._folder / shard_name(self.count).replace("tar", suffix)

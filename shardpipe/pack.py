@@ -1,0 +1,215 @@
+"""A list of utterances becomes a dataset: shards of a wanted size, their index, and the manifest last.
+
+Worker processes read and encode; this process alone writes, in the list's order, so the bytes are the same for any
+number of jobs. Finished shards wait in DIR/.packing until all are there: killed at any moment and run again, packing
+goes on after the last of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from shardpipe.errors import ConfigError, ListError
+from shardpipe.growing import GrowingShards, Rejection
+from shardpipe.index import Index, stage_index
+from shardpipe.jobs import in_order
+from shardpipe.lists import Utterance, read_list
+from shardpipe.prepare import FORMATS, Prepared, prepare
+from shardpipe.publish import write_file
+from shardpipe.staging import JOB, REJECTED, Staging, occupied, shard_name
+
+__all__ = ["PackOptions", "PackReport", "Progress", "pack"]
+
+Progress = Callable[[int, int, int], None]
+"""Called with (done, total, bytes): utterances dealt with, utterances in all, bytes of shards written."""
+
+_JOB_VERSION = 1
+_CHUNK = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackOptions:
+    """How to pack. Shards end by bytes (`shard_size`, 512 MiB by default) or by samples (`shard_samples`)."""
+
+    shard_size: int | None = None
+    shard_samples: int | None = None
+    format: str = "keep"
+    """keep: the bytes as they are; or flac, wav, opus: encode what is of another codec."""
+    sample_rate: int | None = None
+    """Hz to resample to; None keeps each utterance's own."""
+    jobs: int = 1
+    shuffle_seed: int | None = None
+    """Packs in an order drawn from this seed; None keeps the list's."""
+    on_error: str = "fail"
+    """fail: the first bad utterance ends packing; skip: it is left out and listed in rejected.jsonl."""
+    overwrite: bool = False
+    fix_keys: bool = False
+    """Maps characters that a key must not hold, instead of refusing them."""
+
+    def __post_init__(self) -> None:
+        if self.shard_size is not None and self.shard_samples is not None:
+            raise ConfigError(
+                "shard_samples", self.shard_samples, "shard_size is given as well", fix="Give one of them."
+            )
+        if self.format not in FORMATS:
+            raise ConfigError("format", self.format, f"it must be one of {', '.join(FORMATS)}")
+        if self.on_error not in ("fail", "skip"):
+            raise ConfigError("on_error", self.on_error, "it must be fail or skip")
+        for name in ("shard_size", "shard_samples", "sample_rate", "jobs"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(name, value, "it must be 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackReport:
+    """What a pack left in its folder, this run's work and that of earlier, interrupted ones."""
+
+    out: Path
+    samples: int
+    shards: int
+    size: int
+    """Bytes of all shards."""
+    seconds: float
+    """Of audio."""
+    rejected: int
+    """Utterances left out and listed in rejected.jsonl."""
+    shards_kept: int
+    """Shards that an earlier run had finished and this one did not touch."""
+    fingerprint: str
+
+
+def pack(
+    source: str | os.PathLike[str] | Sequence[Utterance],
+    out: str | os.PathLike[str],
+    *,
+    options: PackOptions | None = None,
+    progress: Progress | None = None,
+) -> PackReport:
+    """Packs a list (a file, a Kaldi directory, or utterances) into the folder `out`.
+
+    Raises ListError for a bad list, AudioError for a bad utterance unless on_error="skip", ConfigError where `out`
+    holds something else, StoreError where it cannot be written. An error leaves finished shards for the next try, and
+    no other trace.
+    """
+    options = options or PackOptions()
+    if isinstance(source, (str, os.PathLike)):
+        utterances = list(read_list(source, fix_keys=options.fix_keys))
+        name = os.fspath(source)
+    else:
+        utterances, name = list(source), "the list"
+    _check(utterances, name)
+    digest = _digest(utterances, options)
+    if options.shuffle_seed is not None:
+        utterances.sort(key=partial(_shuffle_key, options.shuffle_seed))
+    with Staging.open(Path(out)) as staging:
+        if staging.packed == digest and (staging.has_finished_earlier or not options.overwrite):
+            if staging.job == digest:
+                staging.remove()
+            return _report(staging.out)
+        staging.check_free(overwrite=options.overwrite)
+        if staging.job not in (None, digest) and not options.overwrite:
+            raise occupied(
+                staging.out,
+                "it holds an unfinished pack of another list or other options",
+                "Run that command again to finish it, choose another folder, or pass --overwrite to drop it.",
+            )
+        if staging.job != digest:
+            staging.begin(digest)
+        shards = _grow(staging.path, utterances, options, progress)
+        _publish(staging, shards, digest)
+        return _report(staging.out, kept=shards.kept)
+
+
+def _check(utterances: Sequence[Utterance], name: str) -> None:
+    if not utterances:
+        raise ListError("the list is empty", file=name, fix="Give a list with at least one utterance.")
+    seen: dict[str, str] = {}
+    for utterance in utterances:
+        if utterance.key in seen:
+            raise ListError(
+                f"the key {utterance.key!r} is also that of {seen[utterance.key]}",
+                file=utterance.where,
+                fix="Keys must differ: rename one of them, or remove it.",
+            )
+        seen[utterance.key] = utterance.where
+
+
+def _digest(utterances: Sequence[Utterance], options: PackOptions) -> str:
+    """Of all that decides which bytes a pack writes, except the audio itself."""
+    job = [_JOB_VERSION, options.shard_size, options.shard_samples, options.format, options.sample_rate]
+    digest = hashlib.sha256(json.dumps([*job, options.shuffle_seed]).encode())
+    for u in utterances:
+        digest.update(json.dumps([u.key, u.audio, u.text, u.start, u.end, u.extras], sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _shuffle_key(seed: int, utterance: Utterance) -> bytes:
+    # A library's shuffle may change between versions; sorting by a hash never does.
+    return hashlib.blake2b(f"{seed} {utterance.key}".encode(), digest_size=16).digest()
+
+
+def _grow(
+    folder: Path, utterances: Sequence[Utterance], options: PackOptions, progress: Progress | None
+) -> GrowingShards:
+    """Writes the shards that are not finished yet."""
+    max_bytes = options.shard_size or (None if options.shard_samples else 512 << 20)
+    shards = GrowingShards(folder, max_bytes=max_bytes, max_samples=options.shard_samples)
+    skip = options.on_error == "skip"
+    done = shards.recover(with_rejections=skip)
+    work = partial(prepare, format=options.format, sample_rate=options.sample_rate)
+    rest = utterances[done:]
+    try:
+        for position, result in enumerate(in_order(work, rest, jobs=options.jobs, chunk=_CHUNK), done):
+            utterance = utterances[position]
+            if isinstance(result, Prepared):
+                shards.add(result.row, result.data, position)
+            elif skip:
+                shards.reject(Rejection(key=utterance.key, where=utterance.where, reason=str(result)))
+            else:
+                raise result
+            if progress:
+                progress(position + 1, len(utterances), shards.written)
+        shards.finish(len(utterances))
+    finally:
+        shards.close()
+    if not shards.count:
+        first = next(shards.rejections())
+        raise ListError(
+            f"all {len(utterances)} utterances were rejected, the first because: {first.reason}",
+            file=first.where,
+            fix="Correct the list or the audio.",
+        )
+    return shards
+
+
+def _publish(staging: Staging, shards: GrowingShards, digest: str) -> None:
+    rejections = [json.dumps(asdict(rejection), ensure_ascii=False) + "\n" for rejection in shards.rejections()]
+    _, index = stage_index(staging.path, shards.shards(), rejected=len(rejections))
+    write_file(staging.path / JOB, json.dumps({"digest": digest, "shards": shards.count}).encode())
+    names = [*(shard_name(number) for number in range(shards.count)), JOB]
+    if rejections:
+        write_file(staging.path / REJECTED, "".join(rejections).encode())
+        names.append(REJECTED)
+    staging.publish([*names, *index], stale=staging.old_index() | staging.old_shards())
+
+
+def _report(out: Path, *, kept: int | None = None) -> PackReport:
+    index = Index.load(str(out))
+    totals = index.totals
+    return PackReport(
+        out=out,
+        samples=totals.samples,
+        shards=len(index.shards),
+        size=totals.size,
+        seconds=totals.seconds,
+        rejected=totals.rejected,
+        shards_kept=len(index.shards) if kept is None else kept,
+        fingerprint=index.fingerprint,
+    )
