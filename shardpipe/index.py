@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -155,9 +155,11 @@ class Index:
 
 
 def stage_index(
-    staging: Path, shards: Iterable[tuple[ShardInfo, pa.RecordBatch]], *, rejected: int = 0
+    staging: Path, shards: Iterable[tuple[ShardInfo, pa.RecordBatch]], *, rejected: Sized = ()
 ) -> tuple[Totals, list[str]]:
     """Writes parts, shards.list and manifest of a dataset under `staging`; `shards` come in order, with their rows.
+
+    `rejected` holds what was left out, once the last of them has come.
 
     Returns the totals and the names to publish, in that order: the manifest last. Raises StoreError.
     """
@@ -186,7 +188,7 @@ def stage_index(
         seconds=round(math.fsum(info.seconds for info in infos), 6),
         codecs=dict(sorted(codecs.items())),
         sample_rates=dict(sorted(rates.items())),
-        rejected=rejected,
+        rejected=len(rejected),
     )
     write_file(staging / SHARD_LIST, "".join(f"{info.name}\n" for info in infos).encode())
     write_file(staging / MANIFEST, format_manifest(infos, totals, parts))

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
-from shardpipe.audio import AudioInfo
+from shardpipe.audio import AudioInfo, decode, probe
 from shardpipe.errors import AudioError, ShardError
 from shardpipe.parts import Row
 from shardpipe.shard import Member, ShardReader
 
-__all__ = ["AUDIO_EXTENSIONS", "Found", "Scan", "extras_json"]
+__all__ = ["AUDIO_EXTENSIONS", "Found", "Scan", "extras_json", "inspect"]
 
 AUDIO_EXTENSIONS = frozenset({"flac", "m4a", "mp3", "ogg", "opus", "wav", "wma"})
 """Those that WeNet takes for audio; what the bytes are is found by the decoder."""
@@ -29,6 +29,13 @@ _SAMPLE_FIX = "Mend the sample where it came from, or leave such samples out and
 def extras_json(extras: dict[str, object]) -> str | None:
     """A sample's extra fields as KEY.json and the index hold them: compact, keys sorted; None without any."""
     return json.dumps(extras, ensure_ascii=False, sort_keys=True, separators=(",", ":")) if extras else None
+
+
+def inspect(data: bytes) -> AudioInfo:
+    """What an audio file holds, once all of it has been decoded. Raises AudioError."""
+    info = probe(data)
+    decode(data, info.codec, "int16")
+    return info
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +68,7 @@ class Scan:
     def __init__(self, reader: ShardReader, shard: int, inspect: Callable[[bytes], AudioInfo]) -> None:
         self.members = 0
         """Seen so far, whatever they are."""
+        self._seen: set[str] = set()
         self._reader = reader
         self._shard = shard
         self._inspect = inspect
@@ -111,7 +119,10 @@ class Scan:
         if len(by_extension) < len(contents):
             faults.append(f"two members of one name ({names})")
         if len(audios) != 1:
-            faults.append(f"{len(audios) or 'no'} audio members ({names}), but a sample has one")
+            faults.append(f"{len(audios) or 'no'} audio members next to each other in {names}, but a sample has one")
+        if key in self._seen:
+            faults.append(f"its members do not all lie next to each other (again: {names})")
+        self._seen.add(key)
         if faults:
             return ShardError(faults[0], shard=self._reader.name, key=key, offset=start, fix=_SAMPLE_FIX)
         (audio,) = audios

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shardpipe.manifest import ShardInfo
+from shardpipe.pack.staging import shard_name
 from shardpipe.parts import SCHEMA, Row, rows_batch
 from shardpipe.publish import publish, writing
 from shardpipe.shard import END_BYTES, ShardWriter
-from shardpipe.staging import shard_name
 
 __all__ = ["GrowingShards", "Rejection"]
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from shardpipe.errors import ConfigError
+from shardpipe.errors import StoreError
 from shardpipe.index import MANIFEST, SHARD_LIST
 from shardpipe.publish import flush, publish, write_file, writing
 
@@ -49,7 +49,7 @@ class Staging:
     def open(cls, out: Path) -> Iterator[Staging]:
         """Makes and locks the folder. Afterwards, also after an error, unfinished files are gone; finished ones stay.
 
-        Raises ConfigError if another process holds it, StoreError if it cannot be made.
+        Raises StoreError if another process holds it or it cannot be made.
         """
         made = not out.exists()
         staging = cls(out)
@@ -86,20 +86,23 @@ class Staging:
         write_file(self.path / _JOB, json.dumps({"digest": digest}).encode())
 
     def check_free(self, *, overwrite: bool) -> None:
-        """Raises ConfigError unless a dataset may be packed into `out`: files of others are never touched."""
+        """Raises StoreError unless a dataset may be packed into `out`: files of others are never touched."""
+        self.check_index_free(overwrite=overwrite)
+        ours = self.old_index() | self.old_shards() if (self.out / MANIFEST).exists() else set()
+        tars = (path.name for path in self.out.glob("shard-*.tar") if re.fullmatch(r"shard-\d{6,}\.tar", path.name))
+        for name in (*sorted(tars), SHARD_LIST):
+            if name not in ours and (self.out / name).exists():
+                raise _foreign(self.out, name)
+
+    def check_index_free(self, *, overwrite: bool) -> None:
+        """Raises StoreError unless an index may be put into `out`, whatever tars lie there."""
         if (self.out / MANIFEST).exists():
             if not overwrite:
                 raise occupied(self.out, "it holds another dataset", "Choose another folder, or pass --overwrite.")
-            ours = self.old_index() | self.old_shards()
         else:
-            ours = set()
-        theirs = [name for name in self._names_in_use() if name not in ours]
-        if theirs:
-            raise occupied(
-                self.out,
-                f"{theirs[0]} lies there, which shardpipe did not pack",
-                "Choose another folder, or move such files away: --overwrite does not touch them.",
-            )
+            for name in sorted(self.old_index() - {SHARD_LIST}):
+                if (self.out / name).exists():
+                    raise _foreign(self.out, name)
 
     def publish(self, names: list[str], *, stale: set[str]) -> None:
         """Moves the named files into `out`, the manifest last, and removes what `stale` names of an older dataset.
@@ -151,14 +154,6 @@ class Staging:
             if not finished and path.name not in (_LOCK, _JOB):
                 _remove(path)
 
-    def _names_in_use(self) -> list[str]:
-        """What lies in `out` under the names that packing writes."""
-        tars = sorted(
-            path.name for path in self.out.glob("shard-*.tar") if re.fullmatch(r"shard-\d{6,}\.tar", path.name)
-        )
-        parts = sorted(f"index/{path.name}" for path in self.out.glob("index/part-*.parquet"))
-        return [name for name in (*tars, *parts, SHARD_LIST, REJECTED, JOB) if (self.out / name).exists()]
-
 
 def _lock(path: Path) -> int:
     while True:
@@ -193,6 +188,14 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def occupied(out: Path, rule: str, fix: str) -> ConfigError:
+def occupied(out: Path, what: str, fix: str) -> StoreError:
     """The error of a folder that cannot be written to because of what it holds."""
-    return ConfigError("the output folder", str(out), rule, fix=fix)
+    return StoreError(what, url=str(out), fix=fix)
+
+
+def _foreign(out: Path, name: str) -> StoreError:
+    return occupied(
+        out,
+        f"{name} lies there, which shardpipe did not write",
+        "Choose another folder, or move such files away: --overwrite does not touch them.",
+    )

@@ -16,13 +16,13 @@ from functools import partial
 from pathlib import Path
 
 from shardpipe.errors import ConfigError, ListError
-from shardpipe.growing import GrowingShards, Rejection
 from shardpipe.index import Index, stage_index
 from shardpipe.jobs import in_order
-from shardpipe.lists import Utterance, read_list
-from shardpipe.prepare import FORMATS, Prepared, prepare
+from shardpipe.lists import Utterance, check_key, read_list
+from shardpipe.pack.growing import GrowingShards, Rejection
+from shardpipe.pack.prepare import FORMATS, Prepared, prepare
+from shardpipe.pack.staging import JOB, REJECTED, Staging, occupied, shard_name
 from shardpipe.publish import write_file
-from shardpipe.staging import JOB, REJECTED, Staging, occupied, shard_name
 
 __all__ = ["PackOptions", "PackReport", "Progress", "pack"]
 
@@ -94,17 +94,12 @@ def pack(
 ) -> PackReport:
     """Packs a list (a file, a Kaldi directory, or utterances) into the folder `out`.
 
-    Raises ListError for a bad list, AudioError for a bad utterance unless on_error="skip", ConfigError where `out`
-    holds something else, StoreError where it cannot be written. An error leaves finished shards for the next try, and
-    no other trace.
+    Raises ListError for a bad list and AudioError for bad audio, unless on_error="skip" and something is left;
+    StoreError where `out` holds something else or cannot be written. An error leaves finished shards for the next try,
+    and no other trace.
     """
     options = options or PackOptions()
-    if isinstance(source, (str, os.PathLike)):
-        utterances = list(read_list(source, fix_keys=options.fix_keys))
-        name = os.fspath(source)
-    else:
-        utterances, name = list(source), "the list"
-    _check(utterances, name)
+    utterances, rejections = _read(source, options)
     digest = _digest(utterances, options)
     if options.shuffle_seed is not None:
         utterances.sort(key=partial(_shuffle_key, options.shuffle_seed))
@@ -123,22 +118,51 @@ def pack(
         if staging.job != digest:
             staging.begin(digest)
         shards = _grow(staging.path, utterances, options, progress)
-        _publish(staging, shards, digest)
+        if not shards.count:
+            raise _nothing_left([*rejections, *shards.rejections()])
+        _publish(staging, shards, rejections, digest)
         return _report(staging.out, kept=shards.kept)
 
 
-def _check(utterances: Sequence[Utterance], name: str) -> None:
+def _read(
+    source: str | os.PathLike[str] | Sequence[Utterance], options: PackOptions
+) -> tuple[list[Utterance], list[Rejection]]:
+    """The utterances, and the lines of a list that hold none."""
+    if not isinstance(source, (str, os.PathLike)):
+        return _checked(source), []
+    rejections: list[Rejection] = []
+
+    def reject(error: ListError) -> None:
+        rejections.append(Rejection(key="", where=error.where, reason=error.what))
+
+    skip = reject if options.on_error == "skip" else None
+    utterances = list(read_list(source, fix_keys=options.fix_keys, on_reject=skip))
     if not utterances:
-        raise ListError("the list is empty", file=name, fix="Give a list with at least one utterance.")
+        raise _nothing_left(rejections)
+    return utterances, rejections
+
+
+def _checked(utterances: Sequence[Utterance]) -> list[Utterance]:
+    """What reading a list would have checked."""
+    if not utterances:
+        raise ListError("the list is empty", file="utterances", fix="Give at least one utterance.")
     seen: dict[str, str] = {}
     for utterance in utterances:
+        fault = check_key(utterance.key)
         if utterance.key in seen:
-            raise ListError(
-                f"the key {utterance.key!r} is also that of {seen[utterance.key]}",
-                file=utterance.where,
-                fix="Keys must differ: rename one of them, or remove it.",
-            )
+            fault = f"is already that of {seen[utterance.key]}"
+        if fault:
+            raise ListError(f"the key {utterance.key!r} {fault}", file=utterance.where, fix="Rename it.")
         seen[utterance.key] = utterance.where
+    return list(utterances)
+
+
+def _nothing_left(rejections: Sequence[Rejection]) -> ListError:
+    return ListError(
+        f"nothing to pack: all {len(rejections)} utterances were rejected, the first because {rejections[0].reason}",
+        file=rejections[0].where,
+        fix="Correct the list or the audio.",
+    )
 
 
 def _digest(utterances: Sequence[Utterance], options: PackOptions) -> str:
@@ -163,7 +187,7 @@ def _grow(
     shards = GrowingShards(folder, max_bytes=max_bytes, max_samples=options.shard_samples)
     skip = options.on_error == "skip"
     done = shards.recover(with_rejections=skip)
-    work = partial(prepare, format=options.format, sample_rate=options.sample_rate)
+    work = partial(prepare, target=options.format, sample_rate=options.sample_rate)
     rest = utterances[done:]
     try:
         for position, result in enumerate(in_order(work, rest, jobs=options.jobs, chunk=_CHUNK), done):
@@ -179,23 +203,17 @@ def _grow(
         shards.finish(len(utterances))
     finally:
         shards.close()
-    if not shards.count:
-        first = next(shards.rejections())
-        raise ListError(
-            f"all {len(utterances)} utterances were rejected, the first because: {first.reason}",
-            file=first.where,
-            fix="Correct the list or the audio.",
-        )
     return shards
 
 
-def _publish(staging: Staging, shards: GrowingShards, digest: str) -> None:
-    rejections = [json.dumps(asdict(rejection), ensure_ascii=False) + "\n" for rejection in shards.rejections()]
-    _, index = stage_index(staging.path, shards.shards(), rejected=len(rejections))
+def _publish(staging: Staging, shards: GrowingShards, of_list: list[Rejection], digest: str) -> None:
+    rejections = [*of_list, *shards.rejections()]
+    _, index = stage_index(staging.path, shards.shards(), rejected=rejections)
     write_file(staging.path / JOB, json.dumps({"digest": digest, "shards": shards.count}).encode())
     names = [*(shard_name(number) for number in range(shards.count)), JOB]
     if rejections:
-        write_file(staging.path / REJECTED, "".join(rejections).encode())
+        lines = [json.dumps(asdict(rejection), ensure_ascii=False) + "\n" for rejection in rejections]
+        write_file(staging.path / REJECTED, "".join(lines).encode())
         names.append(REJECTED)
     staging.publish([*names, *index], stale=staging.old_index() | staging.old_shards())
 

@@ -1,0 +1,150 @@
+"""One utterance becomes one sample's bytes: audio read, cut, resampled and encoded where asked for. Runs in workers."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
+
+import numpy.typing as npt
+
+from shardpipe.audio import AudioInfo, decode, encode, probe, resample
+from shardpipe.audio.segment import read_segment, span
+from shardpipe.errors import AudioError, ListError, ShardpipeError, StoreError
+from shardpipe.lists import Utterance
+from shardpipe.parts import Row
+from shardpipe.scan import extras_json
+from shardpipe.shard import sample_bytes
+from shardpipe.store import Store, open_store
+
+__all__ = ["FORMATS", "Prepared", "prepare"]
+
+FORMATS: Final = ("keep", "flac", "wav", "opus")
+
+_ENOUGH_BYTES = 8 << 20
+
+
+class Prepared(NamedTuple):
+    """A sample ready to be appended to a shard: offsets in `row` count from the start of `data`."""
+
+    row: Row
+    data: bytes
+
+
+def prepare(
+    utterances: Sequence[Utterance], *, target: str, sample_rate: int | None
+) -> list[Prepared | ShardpipeError]:
+    """The samples of the first few utterances, all of them unless they are large; an error stands for a bad one.
+
+    `target` is one of FORMATS, `sample_rate` in Hz or None for each utterance's own.
+    """
+    results: list[Prepared | ShardpipeError] = []
+    size = 0
+    for utterance in utterances:
+        try:
+            result = _prepare(utterance, target, sample_rate)
+        except ShardpipeError as error:
+            results.append(_located(error, utterance))
+            continue
+        results.append(result)
+        size += len(result.data)
+        if size >= _ENOUGH_BYTES:
+            break
+    return results
+
+
+def _prepare(utterance: Utterance, target: str, sample_rate: int | None) -> Prepared:
+    payload, info = _audio(utterance, target, sample_rate)
+    extras = extras_json(utterance.extras)
+    text = utterance.text.strip()
+    try:
+        members = [("txt", text.encode()), *([("json", extras.encode())] if extras else []), (info.codec, payload)]
+        data, offsets = sample_bytes(utterance.key, members)
+    except UnicodeEncodeError as error:
+        raise ListError(
+            f"text that is not UTF-8 ({error.reason})", file=utterance.where, fix="Correct the list."
+        ) from error
+    row = Row(
+        key=utterance.key,
+        shard=0,
+        offset=0,
+        size=len(data),
+        audio_offset=offsets[-1],
+        audio_size=len(payload),
+        crc32=zlib.crc32(payload),
+        codec=info.codec,
+        frames=info.frames,
+        sample_rate=info.sample_rate,
+        channels=info.channels,
+        text=text,
+        extras=extras,
+    )
+    return Prepared(row, data)
+
+
+def _audio(utterance: Utterance, target: str, sample_rate: int | None) -> tuple[bytes, AudioInfo]:
+    """The audio member and what it holds. Bytes that already are what is asked for stay as they are.
+
+    Where "keep" has to cut or resample, WAV stays WAV and all else becomes FLAC, of 16 bits both.
+    """
+    if utterance.start is not None or utterance.end is not None:
+        audio, rate, codec = _segment(utterance.audio, utterance.start or 0.0, utterance.end)
+    else:
+        payload = _read(utterance.audio)
+        info = probe(payload)
+        codec, rate = info.codec, info.sample_rate
+        audio = decode(payload, codec, "int16" if sample_rate in (None, rate) else "float32")
+        if target in ("keep", codec) and sample_rate in (None, rate):
+            return payload, info
+    if sample_rate not in (None, rate):
+        assert sample_rate is not None
+        audio, rate = resample(audio, rate, sample_rate), sample_rate
+    if target == "keep":
+        target = "wav" if codec == "wav" else "flac"
+    payload = encode(audio, rate, target)
+    return payload, probe(payload)
+
+
+def _segment(path: str, start: float, end: float | None) -> tuple[npt.NDArray[Any], int, str]:
+    """Samples, their rate and the codec they came from."""
+    store, name = _store_of(path)
+    size = store.size(name)
+    if "://" not in path:
+        try:
+            if found := read_segment(path, start, end):
+                return found
+        except OSError as error:
+            raise AudioError(f"cannot be read ({error.strerror})", fix="Check the path and the permissions.") from error
+    audio, rate, codec = _recording(path, size)
+    first, last = span(start, end, rate, len(audio))
+    return audio[first:last], rate, codec
+
+
+@lru_cache(maxsize=1)
+def _recording(path: str, _size: int) -> tuple[npt.NDArray[Any], int, str]:
+    """A whole recording, kept for its next segment: the lists of such corpora name them one after another."""
+    data = _read(path)
+    info = probe(data)
+    return decode(data, info.codec, "int16"), info.sample_rate, info.codec
+
+
+def _read(path: str) -> bytes:
+    store, name = _store_of(path)
+    return store.read(name)
+
+
+def _store_of(path: str) -> tuple[Store, str]:
+    folder, name = os.path.split(path)
+    return open_store(folder or "."), name
+
+
+def _located(error: ShardpipeError, utterance: Utterance) -> ShardpipeError:
+    """The error of a file as that of an utterance."""
+    if isinstance(error, ListError):
+        return error
+    where = utterance.where if isinstance(error, StoreError) else f"{utterance.where}, {utterance.audio}"
+    what = f"{error.where}: {error.what}" if isinstance(error, StoreError) else error.what
+    codec = error.codec if isinstance(error, AudioError) else ""
+    return AudioError(what, key=utterance.key, codec=codec, where=where, fix=error.fix)

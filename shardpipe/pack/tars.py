@@ -1,0 +1,169 @@
+"""An index for tars that are there already, WebDataset's or WeNet's, indexed where they lie."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+from braceexpand import braceexpand
+
+from shardpipe.errors import ConfigError, ShardError, StoreError
+from shardpipe.index import SHARD_LIST, Index, ShardInfo, stage_index
+from shardpipe.jobs import in_order
+from shardpipe.pack.growing import Rejection
+from shardpipe.pack.packing import Progress
+from shardpipe.pack.staging import REJECTED, Staging, occupied
+from shardpipe.parts import rows_batch
+from shardpipe.publish import write_file
+from shardpipe.scan import Scan, inspect
+from shardpipe.shard import ShardReader
+from shardpipe.store import LocalStore
+
+__all__ = ["IndexReport", "index_tars"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexReport:
+    """What an index holds, and what of the tars it does not."""
+
+    out: Path
+    samples: int
+    shards: int
+    size: int
+    """Bytes of all tars."""
+    seconds: float
+    """Of audio."""
+    ignored: int
+    """Members that tell the index nothing: directories, links, names without a dot, unknown extensions, and all members
+    of rejected samples."""
+    without_text: int
+    """Samples with no or an empty .txt member; their text is empty."""
+    rejected: int
+    """Samples left out and listed in rejected.jsonl."""
+    fingerprint: str
+
+
+class _Task(NamedTuple):
+    number: int
+    path: str
+    name: str
+
+
+class _Result(NamedTuple):
+    info: ShardInfo
+    rows: pa.RecordBatch
+    faults: list[ShardError]
+
+
+def index_tars(
+    patterns: str | Sequence[str],
+    out: str | os.PathLike[str],
+    *,
+    jobs: int = 1,
+    on_error: str = "fail",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> IndexReport:
+    """Writes the index of existing tars into the folder `out`; the tars stay as they are and where they are.
+
+    `patterns` are paths with wildcards or braces ("DIR/*.tar", "DIR/{a,b}-{00..99}.tar"). The manifest names the tars
+    relative to `out`, so that both can be moved together. Samples that cannot be used raise ShardError or, with
+    on_error="skip", are left out and listed in rejected.jsonl; a damaged tar always raises. Raises StoreError where
+    nothing matches, or `out` holds an index and `overwrite` is not set, or cannot be written.
+    """
+    if on_error not in ("fail", "skip"):
+        raise ConfigError("on_error", on_error, "it must be fail or skip")
+    out = Path(out)
+    paths = _expand([patterns] if isinstance(patterns, str) else patterns)
+    with Staging.open(out) as staging:
+        if staging.job is not None:
+            raise occupied(out, "it holds an unfinished pack", "Finish that first, or choose another folder.")
+        staging.check_index_free(overwrite=overwrite)
+        base = os.path.realpath(out)
+        tasks = [_Task(i, path, os.path.relpath(path, base)) for i, path in enumerate(paths)]
+        rejections: list[Rejection] = []
+        without_text = 0
+
+        def shards() -> Iterator[tuple[ShardInfo, pa.RecordBatch]]:
+            nonlocal without_text
+            keys: dict[str, int] = {}
+            read = 0
+            for number, result in enumerate(in_order(_index, tasks, jobs=jobs)):
+                if result.faults and on_error == "fail":
+                    raise result.faults[0]
+                rejections.extend(_rejection(fault) for fault in result.faults)
+                _check_keys(result, number, keys, paths)
+                without_text += result.rows.column("text").to_pylist().count("")
+                read += result.info.size
+                if progress:
+                    progress(number + 1, len(tasks), read)
+                yield result.info, result.rows
+
+        totals, names = stage_index(staging.path, shards(), rejected=rejections)
+        if not totals.samples:
+            raise ShardError("no sample in any of the tars", shard=paths[0], fix="Check that these are the right tars.")
+        if rejections:
+            lines = [json.dumps(asdict(rejection), ensure_ascii=False) + "\n" for rejection in rejections]
+            write_file(staging.path / REJECTED, "".join(lines).encode())
+            names.insert(0, REJECTED)
+        if (out / SHARD_LIST).exists():
+            names.remove(SHARD_LIST)  # WeNet's users have one of their own
+        staging.publish(names, stale=staging.old_index() - {SHARD_LIST})
+    index = Index.load(str(out))
+    return IndexReport(
+        out=out,
+        samples=totals.samples,
+        shards=len(index.shards),
+        size=totals.size,
+        seconds=totals.seconds,
+        ignored=sum(shard.ignored for shard in index.shards),
+        without_text=without_text,
+        rejected=totals.rejected,
+        fingerprint=index.fingerprint,
+    )
+
+
+def _expand(patterns: Iterable[str]) -> list[str]:
+    """The real paths of all files that match, in the patterns' order, each pattern's sorted, none twice."""
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        for path in braceexpand(pattern):
+            matches = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else [path]  # noqa: PTH207
+            if not matches:
+                raise StoreError("no file matches", url=pattern, fix="Check the pattern, and quote it for the shell.")
+            found.update((os.path.realpath(match), None) for match in matches)
+    return list(found)
+
+
+def _index(tasks: list[_Task]) -> list[_Result]:
+    (task,) = tasks
+    reader = ShardReader(LocalStore("/"), task.path)
+    scan = Scan(reader, task.number, inspect)
+    found = list(scan)
+    samples = [sample for sample in found if not isinstance(sample, ShardError)]
+    rows = rows_batch([sample.row for sample in samples])
+    ignored = scan.members - sum(sample.members for sample in samples)
+    info = ShardInfo.of(rows, name=task.name, size=reader.size, md5=reader.md5, ignored=ignored)
+    return [_Result(info, rows, [sample for sample in found if isinstance(sample, ShardError)])]
+
+
+def _check_keys(result: _Result, number: int, keys: dict[str, int], paths: list[str]) -> None:
+    key: Any
+    for key in result.rows.column("key").to_pylist():
+        if (first := keys.setdefault(key, number)) != number:
+            raise ShardError(
+                f"this key is also in {paths[first]}",
+                shard=paths[number],
+                key=key,
+                fix="Keys must differ over all tars: leave one of the two out, or rename its samples.",
+            )
+
+
+def _rejection(fault: ShardError) -> Rejection:
+    return Rejection(key=fault.key, where=f"{fault.shard}:{fault.offset}", reason=fault.what)
