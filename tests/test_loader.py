@@ -1,0 +1,250 @@
+"""What ShardLoader hands over, and how it behaves when something goes wrong or stops early."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from shardpipe import Batch, Sample, ShardLoader
+from shardpipe.errors import AudioError, ConfigError, ShardError, StoreError
+from shardpipe.index import Index
+from shardpipe.read import coalesce, decode_row, read_ranges, rows_of
+from shardpipe.store import LocalStore
+from tests.speech import pack_speech
+
+SAMPLES = 30
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pack_speech(tmp_path_factory.mktemp("loader"), SAMPLES, shard_samples=7, seconds=(0.05, 0.3))
+
+
+def louder(sample: Sample, rng: np.random.Generator) -> Sample:
+    sample.audio = sample.audio * np.float32(rng.uniform(0.1, 0.9))
+    return sample
+
+
+def failing(sample: Sample, rng: np.random.Generator) -> Sample:
+    raise RuntimeError("no such effect")
+
+
+def keys_of(samples: list[Sample]) -> list[str]:
+    return [sample.key for sample in samples]
+
+
+def same(one: Batch, other: Batch) -> bool:
+    return one.keys == other.keys and torch.equal(one.audio, other.audio) and torch.equal(one.weights, other.weights)
+
+
+def test_a_batch_holds_what_was_packed(data: Path) -> None:
+    index = Index.load(str(data))
+    for batch in ShardLoader(data, batch_size=4, shuffle=False):
+        assert batch.audio.dtype == torch.float32
+        assert batch.audio.shape == (len(batch.keys), int(batch.lengths.max()))
+        assert batch.lengths.dtype == torch.int64
+        assert batch.weights.tolist() == [1.0] * len(batch.keys)
+        assert batch.audio.abs().max() <= 1
+        assert (batch.sample_rate, batch.epoch) == (16000, 0)
+        for i, key in enumerate(batch.keys):
+            number = int(key.removeprefix("utt"))
+            (row,) = rows_of(index, [number // 7], [number % 7])
+            (payload,) = read_ranges(LocalStore(data), coalesce([row]), [row])
+            assert (row.key, row.text, row.extras) == (key, batch.texts[i], batch.extras[i])
+            length = int(batch.lengths[i])
+            assert np.array_equal(batch.audio[i, :length].numpy(), decode_row(row, payload, "float32"))
+            assert not batch.audio[i, length:].any(), "padding is silence"
+
+
+def test_without_shuffling_samples_come_as_packed(data: Path) -> None:
+    keys = [key for batch in ShardLoader(data, batch_size=4, shuffle=False) for key in batch.keys]
+    assert keys == [f"utt{i:05d}" for i in range(SAMPLES)]
+
+
+def test_int16_is_the_same_audio(data: Path) -> None:
+    floats = list(ShardLoader(data, batch_size=4))
+    ints = list(ShardLoader(data, batch_size=4, dtype="int16"))
+    assert ints[0].audio.dtype == torch.int16
+    for one, other in zip(floats, ints):
+        assert torch.equal(one.audio * 32768, other.audio.float())
+
+
+def test_a_batch_by_seconds_keeps_its_budget(data: Path) -> None:
+    batches = list(ShardLoader(data, batch_seconds=0.8, window=16))
+    assert all(batch.audio.numel() <= 0.8 * 16000 for batch in batches)
+    assert sum(len(batch.keys) for batch in batches) == SAMPLES
+
+
+def test_processes_give_the_same_batches_as_threads(data: Path) -> None:
+    options: dict[str, Any] = {"batch_size": 4, "transform": louder, "seed": 3}
+    threads = list(ShardLoader(data, threads=2, **options))
+    processes = list(ShardLoader(data, workers=2, **options))
+    assert len(threads) == len(processes)
+    assert all(same(one, other) for one, other in zip(threads, processes))
+
+
+def test_a_collate_of_ones_own(data: Path) -> None:
+    batches = list(ShardLoader(data, batch_size=4, shuffle=False, collate=keys_of))
+    assert batches[0] == [f"utt{i:05d}" for i in range(4)]
+
+
+def test_repeats_weigh_nothing(data: Path) -> None:
+    loader = ShardLoader(data, batch_size=4, rank=4, world_size=5)
+    weights = [batch.weights.tolist() for batch in loader]
+    assert loader.consumed_samples == SAMPLES
+    assert [sum(w) for w in weights] == [4, 0]
+
+
+def test_the_next_for_goes_on(data: Path) -> None:
+    loader = ShardLoader(data, batch_size=4)
+    first = [next(iter(loader)).keys for _ in range(3)]
+    assert first == [batch.keys for batch in ShardLoader(data, batch_size=4)][:3]
+    assert loader.consumed_samples == 12
+
+
+def test_a_second_for_ends_the_first(data: Path) -> None:
+    loader = ShardLoader(data, batch_size=4)
+    one = iter(loader)
+    next(one)
+    next(iter(loader))
+    with pytest.raises(RuntimeError, match="another `for`"):
+        next(one)
+
+
+def pipeline_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("shardpipe")]
+
+
+def test_nothing_is_left_running(data: Path) -> None:
+    for _batch in ShardLoader(data, batch_size=4, threads=3):
+        assert pipeline_threads()
+        break
+    del _batch
+    gc.collect()
+    assert not pipeline_threads()
+    assert list(ShardLoader(data, batch_size=4, threads=3))
+    assert not pipeline_threads()
+    with pytest.raises(RuntimeError):
+        list(ShardLoader(data, batch_size=4, transform=failing))
+    assert not pipeline_threads()
+
+
+def test_a_failing_transform_names_the_sample(data: Path) -> None:
+    with pytest.raises(RuntimeError, match="no such effect") as error:
+        list(ShardLoader(data, batch_size=4, shuffle=False, transform=failing))
+    assert "'utt00000' in epoch 0" in error.value.__notes__[0]
+
+
+@pytest.mark.parametrize("audio", [np.zeros((4, 2), np.float32), np.zeros(4, np.int16)])
+def test_a_transform_that_returns_something_else(data: Path, audio: Any) -> None:
+    def odd(sample: Sample, rng: np.random.Generator) -> Sample:
+        sample.audio = audio
+        return sample
+
+    with pytest.raises(ValueError, match="'utt00000' must be float32"):
+        list(ShardLoader(data, batch_size=4, shuffle=False, transform=odd))
+
+
+def damaged(data: Path, tmp_path: Path, key: str) -> Path:
+    """A copy of the dataset with one byte of a sample's audio flipped."""
+    copy = tmp_path / "copy"
+    shutil.copytree(data, copy)
+    index = Index.load(str(copy))
+    number = int(key.removeprefix("utt"))
+    (row,) = rows_of(index, [number // 7], [number % 7])
+    with open(copy / row.shard, "r+b") as file:
+        file.seek(row.audio_offset + row.audio_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+    return copy
+
+
+def test_a_flipped_byte_raises(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match="'utt00012'.*CRC-32.*shardpipe verify") as error:
+        list(ShardLoader(damaged(data, tmp_path, "utt00012"), batch_size=4))
+    assert error.value.key == "utt00012"
+
+
+def test_a_flipped_byte_can_be_skipped(data: Path, tmp_path: Path) -> None:
+    loader = ShardLoader(damaged(data, tmp_path, "utt00012"), batch_size=4, on_error="skip", shuffle=False)
+    weights = {key: weight for batch in loader for key, weight in zip(batch.keys, batch.weights.tolist())}
+    assert [key for key, weight in weights.items() if not weight] == ["utt00012"]
+    assert [(s.key, s.epoch) for s in loader.skipped] == [("utt00012", 0)]
+    assert "CRC-32" in loader.skipped[0].reason
+    assert loader.consumed_samples == len(weights) == SAMPLES
+
+
+def test_a_missing_shard_is_never_skipped(data: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(data, copy)
+    next(iter(copy.glob("*.tar"))).unlink()
+    with pytest.raises(StoreError, match="no such file"):
+        list(ShardLoader(copy, batch_size=4, on_error="skip"))
+
+
+@pytest.mark.parametrize("key", ["utt00000", "utt00029"])
+def test_the_decoder_must_agree_with_the_index(data: Path, key: str) -> None:
+    from dataclasses import replace
+
+    number = int(key.removeprefix("utt"))
+    (row,) = rows_of(Index.load(str(data)), [number // 7], [number % 7])
+    (payload,) = read_ranges(LocalStore(data), coalesce([row]), [row])
+    with pytest.raises(AudioError, match=f"'{key}'.*frames decoded"):
+        decode_row(replace(row, frames=row.frames + 1), payload, "float32")
+
+
+def test_neighbours_are_read_together(data: Path) -> None:
+    rows = rows_of(Index.load(str(data)), [0, 2, 0, 0, 0], [3, 1, 1, 2, 6])
+    ranges = coalesce(rows)
+    assert [piece.rows for piece in ranges] == [(2, 3, 0), (4,), (1,)]
+    whole = [LocalStore(data).read(row.shard, row.audio_offset, row.audio_size) for row in rows]
+    assert [bytes(payload) for payload in read_ranges(LocalStore(data), ranges, rows)] == whole
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({}, "batch_size"),
+        ({"batch_size": 4, "batch_seconds": 3}, "batch_size"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"batch_seconds": -1.0}, "batch_seconds"),
+        ({"batch_size": 4, "rank": 2, "world_size": 2}, "rank"),
+        ({"batch_size": 4, "resume_samples": -1}, "resume_samples"),
+        ({"batch_size": 4, "seed": -1}, "seed"),
+        ({"batch_size": 4, "lanes": 0}, "lanes"),
+        ({"batch_size": 4, "window": 0}, "window"),
+        ({"batch_size": 4, "sub_epochs": 0}, "sub_epochs"),
+        ({"batch_size": 4, "dtype": "float64"}, "dtype"),
+        ({"batch_size": 4, "on_error": "ignore"}, "on_error"),
+        ({"batch_size": 4, "min_seconds": 3, "max_seconds": 2}, "max_seconds"),
+    ],
+)
+def test_settings_are_checked_at_once(data: Path, options: dict[str, Any], name: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        ShardLoader(data, **options)
+
+
+def test_a_sample_longer_than_the_budget_is_named(data: Path) -> None:
+    with pytest.raises(ConfigError, match=r"batch_seconds is 0.1, but the sample 'utt\d+' alone lasts"):
+        list(ShardLoader(data, batch_seconds=0.1))
+
+
+def test_a_dataset_of_one(tmp_path: Path) -> None:
+    one = pack_speech(tmp_path, 1)
+    for options in ({"batch_size": 4}, {"batch_seconds": 5.0}):
+        loader = ShardLoader(one, **options)
+        assert [batch.keys for batch in loader] == [["utt00000"]]
+        assert (loader.epoch, loader.consumed_samples, len(loader)) == (1, 1, 1)
+
+
+def test_no_dataset_there(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="shardindex.json"):
+        ShardLoader(tmp_path, batch_size=4)

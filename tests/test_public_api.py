@@ -1,0 +1,60 @@
+"""The public names, so that a change of them is deliberate."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+
+import shardpipe
+
+MODULES = sorted(m.name for m in pkgutil.walk_packages(shardpipe.__path__, "shardpipe.") if "__main__" not in m.name)
+
+
+def test_the_package_exports() -> None:
+    assert shardpipe.__all__ == ["Batch", "Sample", "ShardLoader", "__version__"]
+    for name in shardpipe.__all__:
+        assert getattr(shardpipe, name) is not None
+    with pytest.raises(AttributeError, match="nothing"):
+        shardpipe.nothing  # noqa: B018
+
+
+def test_the_loader_takes() -> None:
+    parameters = list(inspect.signature(shardpipe.ShardLoader).parameters.values())
+    assert [p.name for p in parameters] == [
+        *("data", "batch_size", "batch_seconds", "seed", "shuffle", "window", "lanes", "sub_epochs", "rank"),
+        *("world_size", "resume_samples", "min_seconds", "max_seconds", "transform", "collate", "dtype", "threads"),
+        *("workers", "prefetch", "on_error"),
+    ]
+    assert all(p.kind is p.KEYWORD_ONLY for p in parameters[1:])
+
+
+def test_the_loader_offers() -> None:
+    offered = {name for name in dir(shardpipe.ShardLoader) if not name.startswith("_")}
+    assert offered == {
+        *("consumed_samples", "epoch", "load_state_dict", "num_samples", "sample_rate", "state_dict", "sub_epoch"),
+        "texts",
+    }
+
+
+def test_a_batch_holds() -> None:
+    assert list(shardpipe.Batch.__dataclass_fields__) == [
+        *("audio", "lengths", "weights", "keys", "texts", "extras", "sample_rate", "epoch", "consumed_samples")
+    ]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_name_what_they_export(name: str) -> None:
+    module = importlib.import_module(name)
+    if not inspect.getsource(module).count("\ndef ") + inspect.getsource(module).count("\nclass "):
+        return
+    assert module.__all__, name
+    assert list(module.__all__) == sorted(module.__all__, key=_as_ruff_sorts), name
+    for exported in module.__all__:
+        assert hasattr(module, exported), f"{name}.{exported}"
+
+
+def _as_ruff_sorts(name: str) -> tuple[int, str]:
+    return (0 if name.isupper() else 1 if name[0].isupper() else 2), name
