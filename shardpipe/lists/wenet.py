@@ -1,0 +1,64 @@
+"""WeNet's data.list: one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from shardpipe.errors import ListError
+from shardpipe.lists.line import Entry, Line, Utterance, checked_span, lines, resolved
+
+__all__ = ["data_list"]
+
+_EXAMPLE = 'Give one JSON object a line, such as {"key": "utt1", "wav": "utt1.flac", "txt": "hello"}.'
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON number")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse)
+
+
+def data_list(path: Path) -> Iterator[Entry]:
+    """key, wav, txt, and start and end where they are segments, as WeNet's tools/make_raw_list.py writes them."""
+    folder = path.parent.absolute()
+    for line in lines(path):
+        try:
+            yield _utterance(line, folder)
+        except ListError as error:
+            yield error
+
+
+def _utterance(line: Line, folder: Path) -> Utterance:
+    """Raises ListError."""
+    text = line.text()
+    try:
+        fields = _DECODER.decode(text)
+        # A half of a surrogate pair, written as an escape, is valid JSON and no text.
+        if "\\ud" in text.lower():
+            json.dumps(fields, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise line.error("an escape in it (\\ud800 to \\udfff) stands for no character", "Correct the text.") from None
+    except (ValueError, RecursionError) as error:
+        raise line.error(f"this is not JSON ({error})", _EXAMPLE) from None
+    if not isinstance(fields, dict):
+        raise line.error(f"this is JSON, but no object: {text[:40]!r}", _EXAMPLE)
+    key, wav, txt = (_string(line, fields, name) for name in ("key", "wav", "txt"))
+    start, end = checked_span(line, fields.pop("start", None), fields.pop("end", None))
+    if not wav or "\0" in wav:
+        raise line.error(f'the field "wav" is {json.dumps(wav)[:40]}', "Name the audio file.")
+    return Utterance(
+        key=key, audio=resolved(folder, wav), text=txt, start=start, end=end, extras=fields, where=line.where
+    )
+
+
+def _string(line: Line, fields: dict[str, Any], name: str) -> str:
+    if name not in fields:
+        raise line.error(f'the field "{name}" is missing', "Each line needs key, wav and txt.")
+    value = fields.pop(name)
+    if not isinstance(value, str):
+        raise line.error(f'the field "{name}" is {json.dumps(value)[:40]}', "It must be a string, in quotes.")
+    return value
