@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -125,7 +127,8 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer, worl
     settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     model_state, optimizer_state = get_state_dict(model, optimizer)
     state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state}
-    load(state, storage_reader=FileSystemReader(checkpoint.path), no_dist=world.size == 1)
+    with _alone_on_purpose():
+        load(state, storage_reader=FileSystemReader(checkpoint.path), no_dist=world.size == 1)
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     for group, setting in zip(optimizer.param_groups, settings):
         group.update(setting)
@@ -194,7 +197,8 @@ class Checkpoints:
         model_state, optimizer_state = get_state_dict(model, optimizer)
         try:
             state = {"model": model_state, "optimizer": optimizer_state}
-            save(state, storage_writer=_Writer(staged, overwrite=False), no_dist=world.size == 1)
+            with _alone_on_purpose():
+                save(state, storage_writer=_Writer(staged, overwrite=False), no_dist=world.size == 1)
         except CheckpointException as error:
             causes = "; ".join(dict.fromkeys(str(failure[0]) for failure in error.failures.values()))
             fix = "Check the disk, then run the same command again: it goes on from the last checkpoint."
@@ -233,6 +237,14 @@ class _Writer(FileSystemWriter):
 
     def storage_meta(self) -> StorageMeta | None:
         return StorageMeta()
+
+
+@contextmanager
+def _alone_on_purpose() -> Iterator[None]:
+    """Keeps torch from warning that one process saves or loads alone."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def _sum_of(file: Path) -> dict[str, int]:

@@ -35,8 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rank = int(os.environ.get("RANK", "0"))
     try:
         config = TrainConfig(**config_fields)
-        with _world(config, rank) as world, Display(quiet=not world.is_main) as display:
-            train(config, world, display, stop=_stop_signal(display))
+        with (
+            _world(config, rank) as world,
+            Display(quiet=not world.is_main) as display,
+            _stop_signals(display) as stop,
+        ):
+            train(config, world, display, stop=stop)
     except ConfigError as error:
         return _fail(error, rank, code=2)
     except ShardpipeError as error:
@@ -102,8 +106,9 @@ def _world(config: TrainConfig, rank: int) -> Iterator[World]:
             dist.destroy_process_group()
 
 
-def _stop_signal(display: Display) -> Callable[[], bool]:
-    """Whether SIGTERM or SIGINT has come; from now on these only ask the loop to stop after its step."""
+@contextmanager
+def _stop_signals(display: Display) -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM or SIGINT has come; within it these only ask the loop to stop after its step."""
     received: list[int] = []
 
     def receive(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
@@ -111,6 +116,9 @@ def _stop_signal(display: Display) -> Callable[[], bool]:
             display.say(f"{signal.Signals(number).name}: stopping after this step")
         received.append(number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, receive)
-    return lambda: bool(received)
+    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

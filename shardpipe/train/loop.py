@@ -41,7 +41,7 @@ def train(config: TrainConfig, world: World, display: Display, *, stop: Callable
             for group in clock.groups(loader, config.accumulate):
                 # Whatever is random below is a function of this place, so a resume has nothing to replay.
                 seed_generators(config.seed, before, world.rank)
-                tally = Tally(save=run.save_due(), stop=stop())
+                tally = Tally(save=run.save_due(before), stop=stop())
                 for batch in group:
                     with gradients_later(learner.shared, batch is not group[-1]):
                         result = learner.forward(batch, train=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
@@ -11,6 +13,7 @@ from typing import Any
 import yaml
 
 from shardpipe import ShardLoader
+from shardpipe.errors import StoreError
 from shardpipe.publish import write_file, writing
 from shardpipe.train.checkpoint import Checkpoints, Progress, restore
 from shardpipe.train.config import TrainConfig
@@ -30,8 +33,14 @@ __all__ = ["open_run"]
 def open_run(config: TrainConfig, world: World, display: Display) -> Iterator[Run]:
     """Finds where to start, opens the data there, loads the checkpoint, and cuts the records back to it.
 
-    The run's folder is left as it is until everything has been found to fit.
+    What the run's folder holds is left as it is until everything has been found to fit.
     """
+    with ExitStack() as stack:
+        world.from_main(lambda: stack.enter_context(_locked(Path(config.out))))
+        yield _opened(config, world, display, stack)
+
+
+def _opened(config: TrainConfig, world: World, display: Display, stack: ExitStack) -> Run:
     folder = Path(config.out)
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.keep)
     start = world.from_main(lambda: find_start(config, checkpoints, display.say))
@@ -48,30 +57,46 @@ def open_run(config: TrainConfig, world: World, display: Display) -> Iterator[Ru
         if start.samples:
             progress = replace(start.checkpoint.progress, evaluated=start.evaluated)
     world.from_main(lambda: _prepare_folder(config, start, checkpoints, tokenizer, display))
-    with ExitStack() as stack:
-        recorder = keys = None
-        if world.is_main:
-            recorder = Recorder(folder, consumed_samples=start.samples)
-            stack.callback(recorder.close)
-        if config.log_keys:
-            keys = JsonLines(folder / f"keys-rank{world.rank}.jsonl")
-            stack.callback(keys.close)
-        run = Run(
-            config=config,
-            world=world,
-            display=display,
-            loader=loader,
-            valid=valid,
-            learner=learner,
-            schedule=_schedule(config, loader),
-            checkpoints=checkpoints,
-            progress=progress,
-            recorder=recorder,
-            keys=keys,
-            total=config.epochs * loader.num_samples,
-        )
-        run.announce(resumes=start.resumes)
-        yield run
+    recorder = keys = None
+    if world.is_main:
+        recorder = Recorder(folder, consumed_samples=start.samples)
+        stack.callback(recorder.close)
+    if config.log_keys:
+        keys = JsonLines(folder / f"keys-rank{world.rank}.jsonl")
+        stack.callback(keys.close)
+    run = Run(
+        config=config,
+        world=world,
+        display=display,
+        loader=loader,
+        valid=valid,
+        learner=learner,
+        schedule=_schedule(config, loader),
+        checkpoints=checkpoints,
+        progress=progress,
+        recorder=recorder,
+        keys=keys,
+        total=config.epochs * loader.num_samples,
+    )
+    run.announce(resumes=start.resumes)
+    return run
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keeps every other run out of the folder; the system lifts the lock when this process ends, however it ends."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fix = "Wait until it has ended, or stop it."
+            raise StoreError("another process is training there", url=str(folder), fix=fix) from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _loader(config: TrainConfig, world: World, data: str, **options: Any) -> ShardLoader:
@@ -115,7 +140,6 @@ def _prepare_folder(
     """Makes the run's folder that of a run which has just come to `start`."""
     folder = Path(config.out)
     with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         later = checkpoints.set_aside(after=start.samples) if start.goes_back else []
     if later:
         display.say(f"put aside the later checkpoints {', '.join(map(str, later))}, in {checkpoints.folder / '.aside'}")

@@ -47,7 +47,6 @@ class Run:
         self._shown = self._skips_seen = self._excluded_seen = 0
         self._started_at = self._saved_at = self.loader.consumed_samples
         self._started_time = self._saved_time = time.monotonic()
-        self._saved_steps = self.progress.steps
 
     def record(self, event: str, consumed_samples: int, **fields: Any) -> None:
         """A line of metrics.jsonl, if this is the main process."""
@@ -133,15 +132,19 @@ class Run:
                 self.display.say("further ones like these are listed in metrics.jsonl only")
         self.notes.clear()
 
-    def save_due(self) -> bool:
-        """Whether the main process finds it time for a checkpoint; the others leave it to that one's clock."""
+    def save_due(self, before: int) -> bool:
+        """Whether the step under way, begun at count `before`, is to be followed by a checkpoint.
+
+        In samples or steps that is a matter of the count alone: each multiple of the interval, whenever the run was
+        stopped. In time it is the main process's clock that decides.
+        """
         interval = self.config.save_interval
-        since = {
-            "samples": self.loader.consumed_samples - self._saved_at,
-            "steps": self.progress.steps + 1 - self._saved_steps,
-            "seconds": time.monotonic() - self._saved_time,
-        }
-        return self.world.is_main and since[interval.unit] >= interval.count
+        if interval.unit == "seconds":
+            return self.world.is_main and time.monotonic() - self._saved_time >= interval.count
+        done, now = before, self.loader.consumed_samples
+        if interval.unit == "steps":
+            done, now = self.progress.steps, self.progress.steps + 1
+        return now // interval.count > done // interval.count
 
     def save(self) -> None:
         """A checkpoint of this moment, unless the run has started or was last saved here."""
@@ -161,7 +164,7 @@ class Run:
             identity=self.learner.identity,
             loader=self.loader.state_dict(),
         )
-        self._saved_at, self._saved_steps, self._saved_time = count, self.progress.steps, time.monotonic()
+        self._saved_at, self._saved_time = count, time.monotonic()
         self.record("checkpoint", count, seconds=time.monotonic() - began)
 
     def evaluate(self) -> None:

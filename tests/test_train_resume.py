@@ -1,0 +1,156 @@
+"""A run that is killed and goes on is, bit for bit, the run that nothing stopped; every sample comes exactly once."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from shardpipe.train.config import TrainConfig
+from shardpipe.train.display import Display
+from shardpipe.train.loop import train
+from shardpipe.train.parallel import World
+from tests.speech import pack_speech
+from tests.training import FLAGS, delivered, events, finish, kill_at, markers, outcome
+
+SAMPLES = 60
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pack_speech(tmp_path_factory.mktemp("train"), SAMPLES, shard_samples=8, seconds=(0.3, 1.0))
+
+
+@pytest.fixture(scope="module")
+def valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pack_speech(tmp_path_factory.mktemp("valid"), 7, seed=1, seconds=(0.3, 1.0))
+
+
+def assert_same(out: Path, reference: Path) -> None:
+    assert outcome(out) == outcome(reference)
+    ours, theirs = markers(out), markers(reference)
+    assert max(ours) == max(theirs)
+    # A run that was asked to stop has a checkpoint of that moment, too.
+    for name in ours.keys() & theirs.keys():
+        assert ours[name] == theirs[name]
+    for file in reference.glob("keys-rank*.jsonl"):
+        assert (out / file.name).read_bytes() == file.read_bytes()
+
+
+def assert_exactly_once(out: Path, epochs: int) -> None:
+    once = Counter(f"utt{i:05d}" for i in range(SAMPLES))
+    assert delivered(out) == dict.fromkeys(range(epochs), once)
+
+
+def test_killed_three_times_then_asked_to_stop_it_ends_in_the_same_bits(
+    data: Path, valid: Path, tmp_path: Path
+) -> None:
+    flags = [*FLAGS, "--data", str(data), "--valid", str(valid), "--epochs", "3", "--sub-epochs", "2"]
+    flags += ["--save-every", "3steps", "--keep", "4"]
+    finish(tmp_path / "whole", flags)
+    out = tmp_path / "stopped"
+    seed = random.randrange(10**6)
+    print("the moments are drawn from", seed)
+    draw = random.Random(seed)
+    moments = sorted(draw.sample(range(4, 3 * SAMPLES - 40), 3))
+    for moment in moments:
+        code, said = kill_at(out, moment, flags, delay=draw.uniform(0, 0.2))
+        assert code == -signal.SIGKILL, said
+    code, said = kill_at(out, 3 * SAMPLES - 24, flags, number=signal.SIGTERM)
+    assert code == 0, said
+    assert "SIGTERM: stopping after this step" in said
+    assert "the same command goes on from there" in said
+    said = finish(out, flags)
+    assert "going on at sample" in said
+    assert_same(out, tmp_path / "whole")
+    assert_exactly_once(out, 3)
+
+
+@pytest.mark.parametrize(("processes", "moments"), [(2, [20, 90]), (3, [70])])
+def test_processes_of_one_run_killed_together_end_in_the_same_bits(
+    data: Path, valid: Path, tmp_path: Path, processes: int, moments: list[int]
+) -> None:
+    # With three processes the order of a sum counts: DistributedDataParallel must be past its first layout.
+    flags = [*FLAGS, "--data", str(data), "--valid", str(valid), "--epochs", "2", "--sub-epochs", "2"]
+    flags += ["--save-every", "2steps", "--accumulate", "2", "--batch-size", "2"]
+    finish(tmp_path / "whole", flags, processes=processes)
+    out = tmp_path / "killed"
+    for moment in moments:
+        code, said = kill_at(out, moment, flags, processes=processes)
+        assert code == -signal.SIGKILL, said
+    finish(out, flags, processes=processes)
+    assert len(events(out, "resume")) >= 1
+    assert_same(out, tmp_path / "whole")
+    assert_exactly_once(out, 2)
+
+
+def test_two_processes_then_one_then_two_give_every_sample_once(data: Path, tmp_path: Path) -> None:
+    flags = [*FLAGS, "--data", str(data), "--epochs", "2", "--save-every", "2steps"]
+    flags += ["--batch-seconds", "3"]
+    flags[flags.index("--batch-size") : flags.index("--batch-size") + 2] = []
+    kill_at(tmp_path / "run", 30, flags, processes=2)
+    kill_at(tmp_path / "run", 75, flags)
+    finish(tmp_path / "run", flags, processes=2)
+    assert [event["world_size"] for event in events(tmp_path / "run", "start", "resume")] == [2, 1, 2]
+    assert_exactly_once(tmp_path / "run", 2)
+
+
+def stopped_after(steps: int | None, config: TrainConfig, device: str) -> bool:
+    """Trains in this process until that many steps are taken."""
+    left = iter(range(steps - 1)) if steps else iter(range(10**9))
+    world = World(rank=0, size=1, device=torch.device(device))
+    with Display(quiet=True) as display:
+        return train(config, world, display, stop=lambda: next(left, None) is None)
+
+
+def stop_at_every_step(data: Path, valid: Path, folder: Path, device: str) -> None:
+    def config(name: str) -> TrainConfig:
+        return TrainConfig(
+            data=str(data),
+            valid=str(valid),
+            out=str(folder / name),
+            model="tiny",
+            batch_size=3,
+            accumulate=2,
+            epochs=1,
+            sub_epochs=3,
+            window=8,
+            lanes=2,
+            warmup="3steps",
+            save_every="2steps",
+        )
+
+    assert stopped_after(None, config("whole"), device)
+    whole = outcome(folder / "whole")
+    steps = sum(event["event"] == "step" for event in whole)
+    assert steps > 6
+    for step in range(1, steps + 1):
+        out = folder / str(step)
+        assert not stopped_after(step, config(out.name), device)
+        assert stopped_after(None, config(out.name), device)
+        assert outcome(out) == whole
+        last = f"{SAMPLES:012d}"
+        assert markers(out)[last] == markers(folder / "whole")[last]
+
+
+def test_stopped_after_any_step_it_goes_on_as_if_it_had_not(data: Path, valid: Path, tmp_path: Path) -> None:
+    stop_at_every_step(data, valid, tmp_path, "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_too(data: Path, valid: Path, tmp_path: Path) -> None:
+    stop_at_every_step(data, valid, tmp_path, "cuda")

@@ -1,0 +1,103 @@
+"""Small training runs for tests: started, killed, compared."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+__all__ = ["FLAGS", "count", "delivered", "events", "finish", "kill_at", "markers", "outcome", "start"]
+
+FLAGS = [
+    *("--model", "tiny", "--device", "cpu", "--threads", "1", "--seed", "3", "--batch-size", "4"),
+    *("--window", "8", "--lanes", "2", "--warmup", "10steps", "--log-keys"),
+]
+"""Of all runs here: two lanes of small windows, so that resumes fall into windows and lanes of every age."""
+
+_NOT_COMPUTED = ("start", "resume", "checkpoint", "stop", "end")
+_TIMES = {"utt_per_s", "audio_s_per_s", "data_wait", "eta", "seconds"}
+
+
+def start(out: Path, flags: list[str], *, processes: int = 1) -> subprocess.Popen[str]:
+    """A run in processes of its own, one thread each, so that the same work is the same bits."""
+    command = [sys.executable, "-m", "shardpipe.train"]
+    if processes > 1:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command = [*launcher, "--nproc-per-node", str(processes), "-m", "shardpipe.train"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    return subprocess.Popen([*command, *flags, "--out", str(out)], env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def finish(out: Path, flags: list[str], *, processes: int = 1) -> str:
+    """A run to its end; what it said."""
+    process = start(out, flags, processes=processes)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    return said
+
+
+def kill_at(
+    out: Path,
+    consumed_samples: int,
+    flags: list[str],
+    *,
+    delay: float = 0.0,
+    number: int = signal.SIGKILL,
+    processes: int = 1,
+) -> tuple[int, str]:
+    """A run until its metrics reach a count, `delay` seconds beyond, and no further; its exit code and what it said."""
+    process = start(out, flags, processes=processes)
+    while count(out) < consumed_samples and process.poll() is None:
+        time.sleep(0.002)
+    time.sleep(delay)
+    if number == signal.SIGKILL:
+        # torchrun's processes are no longer its own when it is gone.
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+    process.send_signal(number)
+    _, said = process.communicate(timeout=300)
+    return process.returncode, said
+
+
+def count(out: Path) -> int:
+    """Samples consumed by the run so far, as its metrics say."""
+    return max((event["consumed_samples"] for event in events(out)), default=0)
+
+
+def events(out: Path, *kinds: str) -> list[dict[str, Any]]:
+    """Whole lines of metrics.jsonl."""
+    try:
+        lines = (out / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    read = [json.loads(line) for line in lines if line.endswith(b"\n")]
+    return [event for event in read if not kinds or event["event"] in kinds]
+
+
+def outcome(out: Path) -> list[dict[str, Any]]:
+    """What a run computed, line by line: all but its starts and stops and how long things took."""
+    kept = [event for event in events(out) if event["event"] not in _NOT_COMPUTED]
+    return [{k: v for k, v in event.items() if k not in _TIMES} for event in kept]
+
+
+def markers(out: Path) -> dict[str, Any]:
+    """checkpoint.json of each checkpoint by name; it has the checksums of the model and the optimizer."""
+    return {file.parent.name: json.loads(file.read_bytes()) for file in out.glob("checkpoints/*/checkpoint.json")}
+
+
+def delivered(out: Path) -> dict[int, Counter[str]]:
+    """How often each key was given to any process, by epoch."""
+    keys: dict[int, Counter[str]] = {}
+    for file in out.glob("keys-rank*.jsonl"):
+        for line in file.read_text().splitlines():
+            record = json.loads(line)
+            keys.setdefault(record["epoch"], Counter()).update(record["keys"])
+    return keys
