@@ -1,0 +1,117 @@
+"""What the commands print: sizes and times for people, tables, progress."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from shardpipe.errors import ConfigError
+
+__all__ = ["Report", "parse_size", "print_json", "print_table", "progress", "size_text", "time_text"]
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_SECONDS_BETWEEN_LINES = 10.0
+
+Report = Callable[[int, int, int], None]
+"""Called with (done, of how many, bytes so far)."""
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `512MiB`, `1.5GB` or `4096`. Raises ConfigError."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", text.strip())
+    unit = _UNITS.get(match[2].upper()) if match else None
+    if match is None or unit is None or float(match[1]) * unit < 1:
+        raise ConfigError("size", text, "it must be a number of bytes with an optional unit, such as 512MiB or 2GB")
+    return int(float(match[1]) * unit)
+
+
+def size_text(size: float) -> str:
+    """`1.5 GiB` for 1610612736."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def time_text(seconds: float) -> str:
+    """`2 h 05 min`, `3 min 20 s` or `4.2 s`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60:,} h {minutes % 60:02d} min"
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def print_table(title: str, rows: Mapping[str, str]) -> None:
+    """A two-column table on standard output."""
+    table = Table(title=escape(title), title_justify="left", show_header=False, box=None, pad_edge=False)
+    for name, value in rows.items():
+        table.add_row(f"[bold]{escape(name)}[/bold]", escape(value))
+    Console().print(table)
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Report]:
+    """Shows (done, total, bytes) on standard error: a bar on a terminal, a plain line now and then elsewhere."""
+    if sys.stderr.isatty():
+        yield from _bar(what)
+    else:
+        yield _lines(what)
+
+
+def _bar(what: str) -> Iterator[Report]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=None, rate="")
+        start = time.monotonic()
+
+        def report(done: int, total: int, size: int) -> None:
+            bar.update(task, completed=done, total=total, rate=_rate(done, size, time.monotonic() - start))
+
+        yield report
+
+
+def _lines(what: str) -> Report:
+    start = last = time.monotonic()
+
+    def report(done: int, total: int, size: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < _SECONDS_BETWEEN_LINES and not (done == total and now - start >= _SECONDS_BETWEEN_LINES):
+            return
+        last = now
+        left = f", ETA {time_text((now - start) * (total - done) / done)}" if done else ""
+        print(f"{what}: {done:,} of {total:,}, {_rate(done, size, now - start)}{left}", file=sys.stderr, flush=True)
+
+    return report
+
+
+def _rate(done: int, size: int, seconds: float) -> str:
+    seconds = max(seconds, 1e-9)
+    return f"{done / seconds:,.0f}/s, {size_text(size / seconds)}/s"
