@@ -42,7 +42,7 @@ def read_segment(path: str, start: float, end: float | None) -> tuple[Samples, i
     None for other codecs, whose frames cannot be found without those before them. Raises AudioError, and OSError if the
     file cannot be read.
     """
-    with open(path, "rb") as file:
+    with open(path, "rb", buffering=0) as file:
         if (codec := detect(file.read(64))) not in ("wav", "flac"):
             return None
         file.seek(0)
