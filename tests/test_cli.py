@@ -1,0 +1,165 @@
+"""The `shardpipe` command as a user types it: what it prints, where, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shardpipe.console import parse_size, progress, size_text, time_text
+from shardpipe.errors import ConfigError
+from tests.speech import write_list
+
+SAMPLES = 20
+
+
+def shardpipe(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from shardpipe.cli import main; main()", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def printed(*arguments: object, code: int = 0) -> Any:
+    return json.loads(shardpipe(*arguments, "--json", code=code).stdout)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    shardpipe("pack", write_list(folder, SAMPLES), "-o", folder / "packed", "--shard-samples", 6, "--jobs", 2)
+    return folder / "packed"
+
+
+def test_pack_tells_what_it_made(tmp_path: Path) -> None:
+    source = write_list(tmp_path, SAMPLES)
+    first = printed("pack", source, "-o", tmp_path / "packed", "--shard-size", "64KiB", "--format", "flac")
+    assert (first["samples"], first["rejected"], first["shards_kept"]) == (SAMPLES, 0, 0)
+    assert first["shards"] == len(list((tmp_path / "packed").glob("*.tar"))) > 1
+    again = printed("pack", source, "-o", tmp_path / "packed", "--shard-size", "64KiB", "--format", "flac")
+    assert again["shards_kept"] == first["shards"]
+    assert (
+        "from an earlier run"
+        in shardpipe("pack", source, "-o", tmp_path / "packed", "--shard-size", "64KiB", "--format", "flac").stdout
+    )
+
+
+def test_pack_lists_what_it_skipped(tmp_path: Path) -> None:
+    source = write_list(tmp_path, 3)
+    (tmp_path / "audio" / "utt00001.flac").write_bytes(b"")
+    failed = shardpipe("pack", source, "-o", tmp_path / "packed", code=1)
+    assert "utt00001" in failed.stderr
+    assert not (tmp_path / "packed").exists()
+    made = shardpipe("pack", source, "-o", tmp_path / "packed", "--on-error", "skip")
+    assert "1, listed in" in made.stdout
+    (line,) = (tmp_path / "packed" / "rejected.jsonl").read_text().splitlines()
+    assert json.loads(line)["key"] == "utt00001"
+
+
+def test_info_and_verify(data: Path) -> None:
+    info = printed("info", data)
+    assert (info["samples"], info["shards"], info["sample_rates"]) == (SAMPLES, 4, {"16000": SAMPLES})
+    assert info["fingerprint"] in shardpipe("info", data).stdout
+    assert "is whole: 20 samples in 4 shards" in shardpipe("verify", data).stdout
+    assert printed("verify", data)["ok"] is True
+
+
+def test_verify_finds_a_flipped_byte(data: Path, tmp_path: Path) -> None:
+    indexed = tmp_path / "copy"
+    indexed.mkdir()
+    tar = bytearray((data / "shard-000001.tar").read_bytes())
+    (indexed / "a.tar").write_bytes(tar)
+    shardpipe("index", indexed / "*.tar", "-o", indexed)
+    tar[len(tar) // 2] ^= 1
+    (indexed / "a.tar").write_bytes(tar)
+    assert "a.tar" in shardpipe("verify", indexed, code=1).stderr
+    found = printed("verify", indexed, code=1)
+    assert found["ok"] is False
+    assert found["problems"]
+
+
+def test_index_leaves_the_tars_alone(data: Path, tmp_path: Path) -> None:
+    before = {path.name: path.read_bytes() for path in data.glob("*.tar")}
+    made = printed("index", data / "shard-{000000..000003}.tar", "-o", tmp_path / "index")
+    assert made["samples"] == SAMPLES
+    assert made["fingerprint"] == printed("info", data)["fingerprint"]
+    assert before == {path.name: path.read_bytes() for path in data.glob("*.tar")}
+    assert not list((tmp_path / "index").glob("*.tar"))
+    assert printed("verify", tmp_path / "index")["ok"] is True
+
+
+def test_at_where_and_plan_agree(data: Path) -> None:
+    flags = ("--batch-size", 3, "--seed", 4, "--world-size", 2)
+    given = printed("at", data, "--consumed", SAMPLES + 7, *flags)
+    assert given["epoch"] == 1
+    key = given["keys"][1][0]
+    visit = printed("where", data, key, *flags)[1]
+    assert (visit["step"], visit["rank"], visit["epoch"]) == (given["step"], 1, 1)
+    assert key in shardpipe("at", data, "--consumed", SAMPLES + 7, *flags).stdout
+    assert f"step {given['step']}, rank 1" in shardpipe("where", data, key, *flags).stdout
+    cost = printed("plan", data, *flags)
+    assert (cost["steps"], cost["samples"]) == (4, SAMPLES)
+    assert "4 of 2 ranks" in shardpipe("plan", data, *flags).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("pack", "nowhere.list", "-o", "out"), 1, "nowhere.list"),
+        (("info", "nowhere"), 1, "shardindex.json"),
+        (("verify", "nowhere"), 1, "shardindex.json"),
+        (("index", "nowhere/*.tar", "-o", "out"), 1, "no file matches"),
+        (("plan", "DATA"), 2, "batch_size"),
+        (("plan", "DATA", "--batch-seconds", "0.01"), 2, "alone lasts"),
+        (("where", "DATA", "nobody", "--batch-size", "3"), 2, "nobody"),
+        (("at", "DATA", "--consumed", "-1", "--batch-size", "3"), 2, "--consumed"),
+        (("pack", "nowhere.list"), 2, "--out"),
+        (("pack", "x", "-o", "y", "--shard-size", "many"), 2, "512MiB"),
+        (("pack", "x", "-o", "y", "--shard-samples", "0"), 2, "shard_samples"),
+        (("frobnicate",), 2, "frobnicate"),
+    ],
+)
+def test_errors_are_one_message(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    failed = shardpipe(*(str(data) if a == "DATA" else a for a in arguments), code=code)
+    assert words in failed.stderr
+    assert not failed.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_and_version() -> None:
+    import shardpipe as package
+
+    assert shardpipe("--version").stdout.strip() == package.__version__
+    for command in ("pack", "index", "verify", "info", "at", "where", "plan", "demo"):
+        assert command in shardpipe("--help").stdout
+
+
+def test_sizes_and_times_read_well() -> None:
+    assert [parse_size(text) for text in ("512MiB", "2GB", "4096", "1.5 KiB")] == [2**29, 2 * 10**9, 4096, 1536]
+    for text in ("", "MiB", "-1", "0", "1 XB", "1e3"):
+        with pytest.raises(ConfigError, match="512MiB"):
+            parse_size(text)
+    assert [size_text(n) for n in (0, 1023, 1536, 2**30, 2**41)] == ["0 B", "1023 B", "1.5 KiB", "1.0 GiB", "2.0 TiB"]
+    assert [time_text(s) for s in (4.2, 200, 7500)] == ["4.2 s", "3 min 20 s", "2 h 05 min"]
+
+
+def test_progress_prints_plain_lines_off_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter([0.0, 1.0, 11.0, 12.0, 20.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(seconds))
+    with progress("packing") as report:
+        for done in (1, 2, 3, 4):
+            report(done, 4, done << 20)
+    assert capsys.readouterr().err.splitlines() == [
+        "packing: 2 of 4, 0/s, 186.2 KiB/s, ETA 11.0 s",
+        "packing: 4 of 4, 0/s, 204.8 KiB/s, ETA 0.0 s",
+    ]
