@@ -200,7 +200,8 @@ class Checkpoints:
             with _alone_on_purpose():
                 save(state, storage_writer=_Writer(staged, overwrite=False), no_dist=world.size == 1)
         except CheckpointException as error:
-            causes = "; ".join(dict.fromkeys(str(failure[0]) for failure in error.failures.values()))
+            shutil.rmtree(staged, ignore_errors=True)
+            causes = "; ".join(dict.fromkeys(_root_of(failure[0]) for failure in error.failures.values()))
             fix = "Check the disk, then run the same command again: it goes on from the last checkpoint."
             raise StoreError(f"cannot be written ({causes})", url=str(staged), fix=fix) from error
         if world.is_main:
@@ -245,6 +246,14 @@ def _alone_on_purpose() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
+
+
+def _root_of(error: BaseException) -> str:
+    """What the system said, where torch's own error hides that."""
+    inner: BaseException | None = error
+    while inner is not None and not isinstance(inner, OSError):
+        inner = inner.__cause__ or inner.__context__
+    return str(inner or error).splitlines()[0]
 
 
 def _sum_of(file: Path) -> dict[str, int]:

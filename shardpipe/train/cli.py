@@ -61,6 +61,7 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="shardpipe-train",
         usage="%(prog)s --data DIR --out RUN [--config FILE] [options]",
+        allow_abbrev=False,
         description="Train a CTC Conformer on a packed dataset. Stop it anywhere: the same command goes on.",
     )
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of these settings, with underscores.")
