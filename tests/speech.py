@@ -1,4 +1,4 @@
-"""Small seeded audio and lists for tests: the same arguments give the same samples everywhere."""
+"""Small seeded audio and lists for tests: the same arguments give the same bytes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,20 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from shardpipe.audio.ogg import seal_ogg
 from shardpipe.pack import PackOptions, pack
 
-__all__ = ["make_audio", "make_bytes", "make_flac", "make_mp3", "make_ogg", "make_opus", "make_wav", "pack_speech", "write_list"]
+__all__ = [
+    "make_audio",
+    "make_bytes",
+    "make_flac",
+    "make_mp3",
+    "make_ogg",
+    "make_opus",
+    "make_wav",
+    "pack_speech",
+    "write_list",
+]
 
 _WORDS = ["one", "two", "three", "four", "five", "six", "seven", "yes", "no", "left", "right", "up", "down", "stop"]
 _FORMATS = {
@@ -44,7 +55,7 @@ def make_bytes(
     file = io.BytesIO()
     audio = make_audio(frames, rate=rate, channels=channels, seed=seed)
     soundfile.write(file, audio, rate, format=container, subtype=subtype or default)
-    return file.getvalue()
+    return seal_ogg(file.getvalue(), seed) if container == "OGG" else file.getvalue()
 
 
 def make_wav(frames: int, **options: Any) -> bytes:

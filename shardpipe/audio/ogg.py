@@ -1,7 +1,8 @@
 """Ogg: its pages checked, Vorbis by stb_vorbis (two thirds of libsndfile's time), Opus by libsndfile.
 
 Opus is decoded at the lowest of its own rates (8, 12, 16, 24, 48 kHz) that is no lower than the rate the encoder was
-given, as the header states it, so 16 kHz speech comes back at 16 kHz and 44.1 kHz as 48 kHz.
+given, as the header states it, so 16 kHz speech comes back at 16 kHz and 44.1 kHz as 48 kHz; where it states none, at
+48 kHz.
 """
 
 from __future__ import annotations
@@ -109,10 +110,19 @@ def _read_vorbis(vorbis: Any, out: Samples) -> int:
 
 
 def probe_opus(data: Bytes) -> AudioInfo:
-    _check_ogg(data, "opus")
-    return probe_sndfile("opus", data)
+    return probe_sndfile("opus", _checked_opus(data))
 
 
 def decode_opus(data: Bytes) -> Samples:
+    return decode_sndfile("opus", _checked_opus(data))
+
+
+def _checked_opus(data: Bytes) -> Bytes:
+    """The stream, once it is seen to be whole; where its header states no rate (RFC 7845, section 5.1), 48 kHz.
+
+    libsndfile would decode it at 8 kHz.
+    """
     _check_ogg(data, "opus")
-    return decode_sndfile("opus", data)
+    if data[40:44] != bytes(4):
+        return data
+    return seal_ogg(b"".join([data[:40], (48000).to_bytes(4, "little"), data[44:]]), serial=0)
