@@ -25,6 +25,8 @@ __all__ = ["ByteRange", "SampleRow", "coalesce", "decode_row", "read_ranges", "r
 # Headers and texts between neighbours are far smaller; what is larger is another member of a foreign tar.
 _GAP = 1 << 16
 
+_COLUMNS = ("key", "audio_offset", "audio_size", "crc32", "codec", "frames", "sample_rate", "text", "extras")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleRow:
@@ -58,23 +60,10 @@ def rows_of(index: Index, shards: Sequence[int], places: Sequence[int]) -> list[
     """The rows of samples given by shard number and index in the shard."""
     rows = []
     for number, place in zip(shards, places):
-        row = index.rows(number).slice(place, 1).to_pylist()[0]
-        rows.append(
-            SampleRow(
-                shard_number=number,
-                place=place,
-                shard=index.shards[number].name,
-                key=row["key"],
-                audio_offset=row["audio_offset"],
-                audio_size=row["audio_size"],
-                crc32=row["crc32"],
-                codec=row["codec"],
-                frames=row["frames"],
-                sample_rate=row["sample_rate"],
-                text=row["text"],
-                extras=json.loads(row["extras"]) if row["extras"] else {},
-            )
-        )
+        columns = index.rows(number)
+        values = {name: columns.column(name)[place].as_py() for name in _COLUMNS}
+        values["extras"] = json.loads(values["extras"]) if values["extras"] else {}
+        rows.append(SampleRow(shard_number=number, place=place, shard=index.shards[number].name, **values))
     return rows
 
 
@@ -126,7 +115,7 @@ def decode_row(row: SampleRow, payload: memoryview, dtype: str) -> npt.NDArray[A
             fix="The shard has changed since it was indexed: run `shardpipe verify`, then restore or pack it again.",
         )
     try:
-        audio = to_mono(decode(bytes(payload), row.codec, dtype))
+        audio = to_mono(decode(payload, row.codec, dtype))
     except ShardpipeError as error:
         raise AudioError(error.what, key=row.key, codec=row.codec, where=row.shard, fix=error.fix) from error
     if len(audio) != row.frames:
