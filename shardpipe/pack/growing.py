@@ -119,7 +119,7 @@ class GrowingShards:
     def shards(self) -> Iterator[tuple[ShardInfo, pa.RecordBatch]]:
         """The finished shards with their rows."""
         for number, finished in enumerate(self._finished):
-            table = pq.read_table(self._folder / shard_name(number).replace(".tar", ".parquet"))
+            table = pq.read_table(self._folder / shard_name(number).replace(".tar", ".parquet"), use_threads=False)
             rows = table.replace_schema_metadata(None).cast(SCHEMA).combine_chunks().to_batches()[0]
             yield ShardInfo.of(rows, name=shard_name(number), size=finished.size, md5=finished.md5), rows
 

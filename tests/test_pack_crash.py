@@ -1,0 +1,249 @@
+"""Packing that is killed, or runs out of disk, and is run again: the same bytes, and nothing finished is done twice."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from speech import write_list
+from test_pack import run, tree
+
+from shardpipe.errors import AudioError, StoreError
+from shardpipe.index import MANIFEST, Index
+from shardpipe.verify import verify
+
+STEPS = ("replace", "unlink", "rmdir", "mkdir", "fsync")
+
+
+def _run_until(step: int, data_list: Path, out: Path, options: dict[str, Any]) -> None:
+    """Packs, but dies as by SIGKILL right before the `step`-th change of names or flush to the disk."""
+    left = step
+
+    def dying(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **keywords: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                os._exit(9)
+            return real(*args, **keywords)
+
+        return call
+
+    for name in STEPS:
+        setattr(os, name, dying(getattr(os, name)))
+    run(data_list, out, **options)
+
+
+def runs_until(step: int, data_list: Path, out: Path, **options: Any) -> bool:
+    """Whether packing was cut short."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on: of forking beside threads
+        child = os.fork()
+    if not child:
+        status = 1
+        try:
+            _run_until(step, data_list, out, options)
+            status = 0
+        finally:
+            os._exit(status)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, 9)
+    return code == 9
+
+
+def finished_shards(out: Path) -> dict[str, int]:
+    """Inodes of the shards that a further run must keep."""
+    markers = (out / ".packing").glob("shard-*.parquet")
+    tars = [marker.with_suffix(".tar") for marker in markers]
+    return {tar.name: tar.stat().st_ino for tar in tars if tar.exists()}
+
+
+@pytest.fixture(scope="module")
+def small_list(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    data_list = write_list(tmp_path_factory.mktemp("small"), 3, codecs=("wav", "flac"))
+    data_list.write_text(data_list.read_text() + '{"key": "bad", "wav": "missing.wav", "txt": ""}\n')
+    return data_list
+
+
+def test_killed_at_every_step(tmp_path: Path, small_list: Path) -> None:
+    options = {"shard_samples": 2, "on_error": "skip"}
+    run(small_list, tmp_path / "whole", **options)
+    whole = tree(tmp_path / "whole")
+    steps = 0
+    while runs_until(steps, small_list, out := tmp_path / f"out{steps}", **options):
+        if (out / MANIFEST).exists():
+            assert verify(out).ok, "the manifest is the commit marker"
+        finished = finished_shards(out)
+        report = run(small_list, out, **options)
+        assert report.shards_kept >= len(finished)
+        assert {name: (out / name).stat().st_ino for name in finished} == finished
+        assert tree(out) == whole, f"killed before step {steps}"
+        steps += 1
+    assert steps > 30
+
+
+def test_killed_at_every_step_while_replacing_a_dataset(tmp_path: Path, small_list: Path) -> None:
+    old_list = write_list(tmp_path / "old", 3)
+    options = {"shard_samples": 2, "on_error": "skip", "overwrite": True}
+    run(small_list, tmp_path / "whole", **options)
+    whole = tree(tmp_path / "whole")
+    new = Index.load(str(tmp_path / "whole")).fingerprint
+    old = run(old_list, tmp_path / "pristine", shard_samples=1).fingerprint
+    seen, steps, is_cut = set(), 0, True
+    while is_cut:
+        out = tmp_path / f"out{steps}"
+        run(old_list, out, shard_samples=1)
+        is_cut = runs_until(steps, small_list, out, **options)
+        if (out / MANIFEST).exists():
+            assert verify(out).ok, "a manifest always tells the truth, be it the old one or the new one"
+            seen.add(Index.load(str(out)).fingerprint)
+        run(small_list, out, **options)
+        assert tree(out) == whole, f"killed before step {steps}"
+        steps += 1
+    assert seen == {old, new}
+
+
+PROGRAM = """
+import sys
+from shardpipe.pack import PackOptions, pack
+
+if __name__ == "__main__":
+    options = PackOptions(shard_samples=4, jobs=int(sys.argv[3]), format="flac")
+    pack(sys.argv[1], sys.argv[2], options=options, progress=lambda done, *rest: print(done, flush=True))
+"""
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_killed_at_random_moments(tmp_path: Path, jobs: int) -> None:
+    data_list = write_list(tmp_path / "speech", 48, seconds=(1, 3))
+    run(data_list, tmp_path / "whole", shard_samples=4, format="flac")
+    (tmp_path / "program.py").write_text(PROGRAM)
+    out = tmp_path / "out"
+    chance = random.Random(jobs)
+    kills = 0
+    while not (out / MANIFEST).exists():
+        finished = finished_shards(out)
+        with start(tmp_path / "program.py", data_list, out, jobs) as (process, family):
+            for _ in range(chance.randrange(1, 20)):
+                process.stdout.readline()
+            time.sleep(chance.random() * 0.02)
+            process.send_signal(signal.SIGKILL)
+            if process.wait() == -signal.SIGKILL:
+                kills += 1
+            _, alive = psutil.wait_procs(family(), timeout=10)
+            assert not alive, "workers must not outlive a killed parent"
+        kept = finished_shards(out)
+        assert {name: kept.get(name) for name in finished} == finished or (out / MANIFEST).exists()
+    run(data_list, out, shard_samples=4, format="flac")
+    assert tree(out) == tree(tmp_path / "whole")
+    assert kills >= 3
+
+
+class start:  # noqa: N801 (reads as a function)
+    """A packing process, and what tells its descendants."""
+
+    def __init__(self, program: Path, data_list: Path, out: Path, jobs: int) -> None:
+        command = [sys.executable, str(program), str(data_list), str(out), str(jobs)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> tuple[Any, Callable[[], list[psutil.Process]]]:
+        self.process.stdout.readline()
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return self.process, lambda: children
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+def test_an_error_keeps_what_is_finished_for_the_next_try(tmp_path: Path) -> None:
+    data_list = write_list(tmp_path / "speech", 10)
+    broken = tmp_path / "speech/audio/utt00007.flac"
+    data = broken.read_bytes()
+    run(data_list, tmp_path / "whole", shard_samples=3)
+    broken.write_bytes(b"")
+    with pytest.raises(AudioError, match="is empty"):
+        run(data_list, tmp_path / "out", shard_samples=3)
+    finished = finished_shards(tmp_path / "out")
+    assert sorted(finished) == ["shard-000000.tar", "shard-000001.tar"]
+    assert not list((tmp_path / "out").rglob("*.new"))
+    other = write_list(tmp_path / "other", 3)
+    with pytest.raises(StoreError, match="unfinished pack of another list.*--overwrite"):
+        run(other, tmp_path / "out")
+    assert finished_shards(tmp_path / "out") == finished
+    broken.write_bytes(data)
+    assert run(data_list, tmp_path / "out", shard_samples=3).shards_kept == 2
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_an_unfinished_pack_can_be_dropped(tmp_path: Path) -> None:
+    data_list = write_list(tmp_path / "speech", 10)
+    runs_until(25, data_list, tmp_path / "out", shard_samples=2)
+    assert finished_shards(tmp_path / "out")
+    other = write_list(tmp_path / "other", 3)
+    assert run(other, tmp_path / "out", overwrite=True).shards_kept == 0
+    run(other, tmp_path / "whole")
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_choosing_to_fail_after_all_does_not_keep_what_was_skipped(tmp_path: Path, small_list: Path) -> None:
+    lines = small_list.read_text().splitlines()
+    first_bad = small_list.with_name("first_bad.list")
+    first_bad.write_text("\n".join(lines[-1:] + lines[:-1]))
+    assert runs_until(18, first_bad, tmp_path / "out", shard_samples=1, on_error="skip")
+    assert finished_shards(tmp_path / "out")
+    with pytest.raises(AudioError, match="missing"):
+        run(first_bad, tmp_path / "out", shard_samples=1)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    place = tmp_path / "disk"
+    place.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "none", place], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no small disk to fill: {done.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_full_disk(tmp_path: Path, small_disk: Path, jobs: int) -> None:
+    data_list = write_list(tmp_path / "speech", 60, codecs=("wav",), seconds=(0.4, 0.6))
+    run(data_list, tmp_path / "whole", shard_samples=8)
+    assert sum(map(len, tree(tmp_path / "whole").values())) > 900_000
+    out = small_disk / "out"
+    with pytest.raises(StoreError, match=r"the disk is full.*run the same command again") as caught:
+        run(data_list, out, shard_samples=8, jobs=jobs)
+    assert str(out) in caught.value.url
+    finished = finished_shards(out)
+    assert len(finished) >= 2
+    assert not [name for name in tree(out) if name.endswith(".new")], "partial files give their room back"
+    with pytest.raises(StoreError, match="the disk is full"):
+        run(data_list, out, shard_samples=8, jobs=jobs)
+    assert finished_shards(out) == finished
+    subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
+    assert run(data_list, out, shard_samples=8, jobs=jobs).shards_kept == len(finished)
+    assert tree(out) == tree(tmp_path / "whole")
+
+
+def test_a_disk_too_full_for_anything(tmp_path: Path, small_disk: Path) -> None:
+    data_list = write_list(tmp_path / "speech", 4)
+    filler = small_disk / "filler"
+    filled = subprocess.run(["dd", "if=/dev/zero", f"of={filler}", "bs=4096"], capture_output=True)
+    assert filled.returncode
+    with pytest.raises(StoreError, match="the disk is full"):
+        run(data_list, small_disk / "out")
+    filler.unlink()
+    assert run(data_list, small_disk / "out").samples == 4
