@@ -23,6 +23,9 @@ from shardpipe.store import Store, open_store
 
 __all__ = ["Batch", "Sample", "ShardLoader", "Skipped"]
 
+# More rarely decode faster than one process trains, and there is a process for every GPU.
+_THREADS_MAX = 8
+
 
 class ShardLoader:
     """Batches of a packed dataset, for one rank, from any count of consumed samples on.
@@ -40,7 +43,7 @@ class ShardLoader:
     transform: called with (Sample, numpy Generator), the generator being keyed by (seed, epoch, sample).
     collate: called with a list of Sample, makes what the loop gets instead of a Batch.
     dtype: "float32" in [-1, 1], or "int16", which is half the bytes to move.
-    threads: that read and decode; the number of cores if None.
+    threads: that read and decode; if None, as many as there are cores, up to 8.
     workers: processes that make batches instead of threads, for transforms that hold the GIL (they must pickle).
     prefetch: batches made ahead, at least one for every thread.
     on_error: "raise", or "skip" for samples that cannot be decoded: they become silence of weight 0, listed in
@@ -99,7 +102,7 @@ class ShardLoader:
         self._sub_epochs = sub_epochs
         self._rank = rank
         self._world_size = world_size
-        self._threads = threads or os.cpu_count() or 1
+        self._threads = threads or min(_THREADS_MAX, os.cpu_count() or 1)
         self._workers = workers
         self._prefetch = prefetch
         self._consumed = resume_samples
