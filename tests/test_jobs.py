@@ -1,0 +1,63 @@
+"""Work shared among processes: in order, bounded, and its failures told."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from shardpipe.errors import AudioError, ShardpipeError
+from shardpipe.jobs import in_order
+
+
+def some_squares(numbers: list[int]) -> list[int]:
+    """At most two of them, the later the sooner."""
+    time.sleep(0.001 * (numbers[0] % 3))
+    return [number**2 for number in numbers[:2]]
+
+
+def fails_at_7(numbers: list[int]) -> list[int]:
+    if 7 in numbers:
+        raise AudioError("seven", key="7", fix="Count on.")
+    return numbers
+
+
+def dies(_: list[int]) -> list[int]:
+    os._exit(1)
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+@pytest.mark.parametrize(("n", "chunk"), [(0, 4), (1, 4), (50, 1), (50, 2), (51, 5)])
+def test_results_come_in_order(jobs: int, n: int, chunk: int) -> None:
+    assert list(in_order(some_squares, range(n), jobs=jobs, chunk=chunk)) == [number**2 for number in range(n)]
+
+
+def test_items_are_taken_as_they_are_needed() -> None:
+    taken = 0
+
+    def items() -> Iterator[int]:
+        nonlocal taken
+        for number in range(1000):
+            taken += 1
+            yield number
+
+    results = in_order(some_squares, items(), jobs=2, chunk=4)
+    assert next(results) == 0
+    assert taken <= 2 * 2 * 4 + 4
+    results.close()
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_error_comes_whole_and_in_its_place(jobs: int) -> None:
+    results = in_order(fails_at_7, range(20), jobs=jobs)
+    assert [next(results) for _ in range(7)] == list(range(7))
+    with pytest.raises(AudioError, match="sample '7'.*seven.*Count on") as caught:
+        next(results)
+    assert caught.value.key == "7"
+
+
+def test_a_worker_that_dies() -> None:
+    with pytest.raises(ShardpipeError, match=r"worker process died.*fewer jobs"):
+        list(in_order(dies, range(4), jobs=2))
