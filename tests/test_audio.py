@@ -17,6 +17,7 @@ from speech import make_audio, make_bytes, make_flac, make_mp3, make_opus, make_
 
 from shardpipe.audio import AudioInfo, decode, detect, encode, probe, resample, to_float32, to_int16, to_mono
 from shardpipe.audio.ogg import seal_ogg
+from shardpipe.audio.wav import decode_wav
 from shardpipe.errors import AudioError
 
 CODECS = ["wav", "flac", "mp3", "ogg", "opus"]
@@ -162,6 +163,39 @@ def test_wav_written_to_a_pipe_lasts_to_its_end(size: int) -> None:
     data[4:8] = struct.pack("<I", min(size + 36, 0xFFFFFFFF))
     data[40:44] = struct.pack("<I", size)
     assert decode(bytes(data), "wav", "int16")[:, 0].tolist() == list(range(100))
+
+
+def rf64(samples: bytes, *after: tuple[bytes, bytes]) -> bytes:
+    """The sizes stand in ds64 and are 0xFFFFFFFF elsewhere (EBU Tech 3306)."""
+    ds64 = struct.pack("<QQQI", 0, len(samples), len(samples) // 2, 0)
+    data = bytearray(wav((b"ds64", ds64), (b"fmt ", FMT), (b"data", samples), *after))
+    at = data.index(b"data") + 4
+    data[:8] = b"RF64" + b"\xff" * 4
+    data[at : at + 4] = b"\xff" * 4
+    return bytes(data)
+
+
+def test_rf64_ends_where_its_ds64_says() -> None:
+    data = rf64(PCM, (b"LIST", b"INFO not samples"))
+    assert decode(data, "wav", "int16")[:, 0].tolist() == list(range(100))
+    with pytest.raises(AudioError, match="promises 200 bytes of samples and 190 are there"):
+        decode(rf64(PCM)[:-10], "wav")
+
+
+PCM_GUID = bytes.fromhex("0100000000001000800000aa00389b71")
+
+
+def extensible(guid: bytes) -> bytes:
+    fmt = struct.pack("<HHIIHHHHI", 0xFFFE, 1, 16000, 32000, 2, 16, 22, 16, 4) + guid
+    return wav((b"fmt ", fmt), (b"data", PCM))
+
+
+def test_extensible_wav_says_its_format_by_guid() -> None:
+    samples = decode_wav(extensible(PCM_GUID))
+    assert samples[:, 0].tolist() == list(range(100))
+    assert samples.dtype == np.int16  # read by numpy; the slower libsndfile gives float32
+    with pytest.raises(AudioError, match="libsndfile cannot decode"):
+        decode_wav(extensible(PCM_GUID[:-1] + b"\0"))
 
 
 def test_wav_without_samples_but_with_a_chunk_after_them_is_empty() -> None:
@@ -315,10 +349,13 @@ def test_ogg_pages_must_be_all_there(codec: str) -> None:
 
 # --- Encoding ----------------------------------------------------------------------------------------------------
 
+# FLAC's frame header has no room for a rate above 65535 Hz that is not a multiple of 10.
+RATES = st.integers(1, 65535) | st.sampled_from([88200, 96000, 176400, 192000])
+
 
 @pytest.mark.parametrize("codec", ["wav", "flac"])
 @settings(max_examples=40, deadline=None)
-@given(audio=hnp.arrays(np.int16, st.tuples(st.integers(1, 300), st.integers(1, 3))), rate=st.integers(1, 192_000))
+@given(audio=hnp.arrays(np.int16, st.tuples(st.integers(1, 300), st.integers(1, 3))), rate=RATES)
 def test_lossless_codecs_give_back_what_they_got(codec: str, audio: np.ndarray, rate: int) -> None:
     data = encode(audio, rate, codec)
     assert probe(data) == AudioInfo(codec=codec, frames=len(audio), sample_rate=rate, channels=audio.shape[1])
@@ -350,6 +387,8 @@ def test_what_cannot_be_encoded() -> None:
     audio = make_audio(100)
     with pytest.raises(AudioError, match="Opus cannot hold audio at 44100 Hz"):
         encode(audio, 44100, "opus")
+    with pytest.raises(AudioError, match="cannot write 1 channels at 65537 Hz"):
+        encode(audio, 65537, "flac")
     with pytest.raises(AudioError, match="no samples"):
         encode(audio[:0], 16000, "flac")
     with pytest.raises(AudioError, match="cannot write 9 channels"):

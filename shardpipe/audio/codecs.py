@@ -98,7 +98,7 @@ def encode(audio: Samples, sample_rate: int, codec: str) -> bytes:
     """[frames] or [frames, channels], float in [-1, 1] or int16, as a WAV or FLAC (both 16 bits) or Opus file.
 
     Equal input gives equal bytes. Raises AudioError if it is empty or the codec cannot hold it: Opus takes 8, 12, 16,
-    24 and 48 kHz only.
+    24 and 48 kHz only, FLAC above 65535 Hz only multiples of 10.
     """
     write = CODECS[codec].encode
     if write is None:
