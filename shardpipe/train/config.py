@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shardpipe.errors import ConfigError
-from shardpipe.train.model import ModelSize
 from shardpipe.train.schedule import Amount, Decay
 
-__all__ = ["TrainConfig"]
+__all__ = ["ModelSize", "TrainConfig"]
+
+ModelSize = Literal["tiny", "small", "medium"]
 
 _BATCH_SIZE = 16
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchaudio.models import Conformer
 
+from shardpipe.train.config import ModelSize
 from shardpipe.train.features import MELS, frame_mask
 
-__all__ = ["SIZES", "CTCModel", "ModelSize", "Size", "ctc_losses", "frames_needed"]
-
-ModelSize = Literal["tiny", "small", "medium"]
+__all__ = ["SIZES", "CTCModel", "Size", "ctc_losses", "frames_needed"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,85 @@
+"""One process of a training job: its device, its process group, its signals."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from shardpipe.errors import ConfigError, ShardpipeError
+from shardpipe.train.config import TrainConfig
+from shardpipe.train.display import Display
+from shardpipe.train.loop import train
+from shardpipe.train.parallel import World
+
+__all__ = ["run_job"]
+
+
+def run_job(config: TrainConfig, *, rank: int, local_rank: int, world_size: int) -> None:
+    """Trains as process `rank` of `world_size`, the `local_rank`-th of its machine.
+
+    SIGTERM and SIGINT end it after the step under way, with a checkpoint. Raises ShardpipeError.
+    """
+    device = _device(config, local_rank)
+    if config.deterministic:
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    with (
+        _world(rank, world_size, device) as world,
+        Display(quiet=not world.is_main) as display,
+        _stop_signals(display) as stop,
+    ):
+        try:
+            train(config, world, display, stop=stop)
+        except torch.OutOfMemoryError as error:
+            what = f"the memory of {device} is full ({str(error).splitlines()[0]})"
+            fix = "Take smaller batches and --accumulate more of them; the run goes on from its last checkpoint."
+            raise ShardpipeError(what, fix=fix) from error
+
+
+def _device(config: TrainConfig, local_rank: int) -> torch.device:
+    available = torch.cuda.is_available()
+    if config.device == "cpu" or (config.device == "auto" and not available):
+        return torch.device("cpu")
+    if not available:
+        raise ConfigError("device", "cuda", "this machine has no CUDA device that torch can use")
+    if local_rank >= torch.cuda.device_count():
+        rule = f"process {local_rank} of this machine has no GPU of its own"
+        raise ConfigError("device", config.device, rule, fix="Start one process a GPU, or give --device cpu.")
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+@contextmanager
+def _world(rank: int, size: int, device: torch.device) -> Iterator[World]:
+    if size > 1:
+        # torchrun has put the address of the meeting point into the environment, where torch looks for it.
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield World(rank=rank, size=size, device=device)
+    finally:
+        if size > 1:
+            dist.destroy_process_group()
+
+
+@contextmanager
+def _stop_signals(display: Display) -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM or SIGINT has come; within it these do nothing else."""
+    received: list[int] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        if not received:
+            display.say(f"{signal.Signals(number).name}: stopping after this step")
+        received.append(number)
+
+    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
