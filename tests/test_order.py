@@ -204,15 +204,24 @@ def test_a_million_shards_and_a_million_million_samples() -> None:
     assert (order.position_of(shard, index, 2) == positions).all()
 
 
+@given(counts=st.permutations([10**6, 10**4, *[1] * 40, *[0] * 40, *[30] * 5]), seed=st.integers(0, 100))
+def test_shards_of_very_unequal_size(counts: list[int], seed: int) -> None:
+    order = Order(counts, seed=seed, window=8192, lanes=2)
+    small = [(s, i) for s, samples in enumerate(counts) for i in {0, samples // 2, samples - 1} if 0 <= i < samples]
+    positions = order.position_of(*zip(*small), 1)
+    shard, index = order.sample_at(positions, 1)
+    assert list(zip(shard.tolist(), index.tolist())) == small
+
+
 def test_threads_may_ask_for_different_epochs_at_once() -> None:
-    order = Order([3, 1, 0, 9] * 500, seed=4, window=50, lanes=8)
-    positions = np.arange(0, order.num_samples, 3)
+    order = Order([3, 1, 0, 9] * 50, seed=4, window=50, lanes=8)
+    positions = np.arange(0, order.num_samples, 60)
     expected = [Order(order.counts, seed=4, window=50, lanes=8).sample_at(positions, epoch) for epoch in range(4)]
     together = threading.Barrier(4)
 
     def ask(thread: int) -> None:
         together.wait()
-        for turn in range(200):
+        for turn in range(600):
             epoch = (thread + turn) % 4
             shard, index = order.sample_at(positions, epoch)
             assert (shard == expected[epoch][0]).all()
