@@ -20,6 +20,7 @@ from shardpipe.errors import AudioError, ConfigError, ListError, ShardpipeError,
 from shardpipe.index import MANIFEST, Index
 from shardpipe.lists import Utterance
 from shardpipe.pack import PackOptions, PackReport, index_tars, pack
+from shardpipe.pack.prepare import prepare
 from shardpipe.store import LocalStore
 from shardpipe.verify import verify
 
@@ -365,6 +366,13 @@ def test_options_outside_their_rules(options: dict[str, Any]) -> None:
         PackOptions(**options)
 
 
+def test_a_worker_hands_over_large_samples_a_few_at_a_time(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(encode(np.zeros((2_500_000, 1), np.int16), 16000, "wav"))
+    utterances = [utterance(f"u{i}", audio=str(tmp_path / "a.wav")) for i in range(5)]
+    assert len(prepare(utterances, target="keep", sample_rate=None)) == 2, "8 MiB are enough"
+    assert len(prepare(utterances[:1], target="keep", sample_rate=None)) == 1
+
+
 def test_opus_cannot_hold_every_rate(tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(encode(make_audio(4410, rate=44100), 44100, "wav"))
     with pytest.raises(AudioError, match="44100 Hz"):
@@ -382,6 +390,36 @@ def test_packing_again_changes_nothing(tmp_path: Path, speech_list: Path) -> Non
     report = run(speech_list, tmp_path / "out", shard_samples=16, jobs=2)
     assert report.shards_kept == report.shards == 3
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+
+
+def test_the_same_job_is_known_by_what_decides_the_bytes(tmp_path: Path) -> None:
+    data_list = write_list(tmp_path, 4)
+    run(data_list, tmp_path / "out")
+    fields = entries(data_list)
+    for same in ({"jobs": 2}, {"on_error": "skip"}):
+        assert run(data_list, tmp_path / "out", **same).shards_kept == 1
+    write_entries(data_list, [dict(reversed(entry.items())) for entry in fields])
+    assert run(data_list, tmp_path / "out").shards_kept == 1
+    for other in (
+        {"shard_size": 1 << 20},
+        {"shard_samples": 100},
+        {"format": "wav"},
+        {"sample_rate": 8000},
+        {"shuffle_seed": 0},
+    ):
+        with pytest.raises(StoreError, match="another dataset"):
+            run(data_list, tmp_path / "out", **other)
+    for change in (
+        {"key": "other"},
+        {"txt": "other"},
+        {"end": 0.05},
+        {"start": 0.05},
+        {"more": 1},
+        {"wav": "other.wav"},
+    ):
+        write_entries(data_list, [{**fields[0], **change}, *fields[1:]])
+        with pytest.raises(StoreError, match="another dataset"):
+            run(data_list, tmp_path / "out")
 
 
 def test_another_dataset_is_refused_or_replaced(tmp_path: Path, speech_list: Path) -> None:

@@ -107,7 +107,11 @@ def test_killed_at_every_step_while_replacing_a_dataset(tmp_path: Path, small_li
         if (out / MANIFEST).exists():
             assert verify(out).ok, "a manifest always tells the truth, be it the old one or the new one"
             seen.add(Index.load(str(out)).fingerprint)
-        run(small_list, out, **options)
+        is_published = (out / MANIFEST).exists() and Index.load(str(out)).fingerprint == new
+        is_tidied = not (out / ".packing").exists() or not any((out / ".packing").glob("[jp]*"))
+        report = run(small_list, out, **options)
+        if is_published and not is_tidied:
+            assert report.shards_kept == report.shards, "all that was left to do is to tidy up"
         assert tree(out) == whole, f"killed before step {steps}"
         steps += 1
     assert seen == {old, new}
