@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from heapq import heapify, heappush, heapreplace
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 
@@ -27,7 +30,8 @@ def cut(lengths: Floats, sizes: Ints, budget: float) -> Ints:
         return np.zeros((rows, 1), np.int64)
     high = np.full(rows, budget)
     longest = np.where(sizes > 0, lengths[np.arange(rows), np.maximum(sizes - 1, 0)], 0.0)
-    total = np.where(np.arange(lengths.shape[1]) < sizes[:, None], lengths, 0.0).sum(axis=1)
+    # A cumulative sum adds in one order everywhere; `sum` does not, and cuts must not depend on the machine.
+    total = np.cumsum(np.where(np.arange(lengths.shape[1]) < sizes[:, None], lengths, 0.0), axis=1)[:, -1]
     low = np.minimum(np.maximum(longest, total / neediest), budget)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
@@ -48,9 +52,12 @@ def _greedy(lengths: Floats, sizes: Ints, budgets: Floats) -> tuple[Ints, Ints]:
     ends = [end]
     while end.any():
         longest = np.where(end > 0, lengths[rows, np.maximum(end - 1, 0)], 1.0)
-        longest = np.maximum(longest, np.finfo(np.float64).tiny)
+        # Samples of no length fit in any number, and a quotient may not overflow.
+        longest = np.maximum(longest, budgets * 2.0**-60)
         fit = np.floor(np.minimum(budgets / longest, sizes))
+        # The rounded quotient can be one off; the product is what is promised.
         fit -= fit * longest > budgets
+        fit += (fit + 1) * longest <= budgets
         end = np.maximum(end - np.maximum(fit.astype(np.int64), 1), 0)
         ends.append(end)
     table = np.stack(ends, axis=1)
@@ -58,13 +65,13 @@ def _greedy(lengths: Floats, sizes: Ints, budgets: Floats) -> tuple[Ints, Ints]:
 
 
 def _exactly(ends: Ints, number: int) -> Ints:
-    """Halve the batches of most samples until there are `number`, as far as there are samples."""
-    cuts = list(ends)
-    while len(cuts) <= number:
-        sizes = -np.diff(cuts)
-        widest = int(np.argmax(sizes)) if len(sizes) else 0
-        if not len(sizes) or sizes[widest] < 2:
-            cuts.append(cuts[-1])
-        else:
-            cuts.insert(widest + 1, cuts[widest] - int(sizes[widest]) // 2)
-    return np.array(cuts, np.int64)
+    """Halve the first batch of most samples until there are `number`, as far as there are samples."""
+    batches = [(int(low - high), -int(high)) for high, low in pairwise(ends)]
+    heapify(batches)
+    while len(batches) < number and batches and batches[0][0] < -1:
+        size, high = batches[0]
+        half = size // -2
+        heapreplace(batches, (-half, high))
+        heappush(batches, (size + half, high + half))
+    starts = sorted(high for _, high in batches)
+    return np.array([-high for high in starts] + [0] * (number + 1 - len(starts)), np.int64)
