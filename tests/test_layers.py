@@ -23,7 +23,6 @@ LAYERS = [
     {"pack", "verify", "batch", "explain"},
     {"loader"},
     {"train"},
-    {"demo_report"},
     {"demo"},
     {"cli"},
 ]
