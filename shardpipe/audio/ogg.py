@@ -1,4 +1,4 @@
-"""Ogg: its pages checked, Vorbis by stb_vorbis (two thirds of libsndfile's time), Opus by libsndfile.
+"""Ogg: its pages checked, Vorbis by stb_vorbis (seven tenths of libsndfile's time), Opus by libsndfile.
 
 Opus is decoded at the lowest of its own rates (8, 12, 16, 24, 48 kHz) that is no lower than the rate the encoder was
 given, as the header states it, so 16 kHz speech comes back at 16 kHz and 44.1 kHz as 48 kHz; where it states none, at
