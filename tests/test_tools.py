@@ -9,11 +9,15 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from speech import make_wav
+
+from shardpipe.audio import probe
+from shardpipe.lists import read_list
 
 TOOLS = Path(__file__).parents[1] / "tools"
 
@@ -47,6 +51,7 @@ def load(name: str) -> ModuleType:
 
 
 get_speech = load("get_speech")
+make_demo_corpus = load("make_demo_corpus")
 
 
 def make_package(root: Path, name: str, files: dict[str, bytes]) -> None:
@@ -193,3 +198,42 @@ def test_without_apt_it_says_where_to_run(
 )
 def test_text_keeps_what_is_spoken(words: str, spoken: str) -> None:
     assert get_speech.clean_text("name", words) == (spoken, "")
+
+
+def test_the_embedded_corpus_is_what_its_script_says() -> None:
+    corpus = Path(__file__).parents[1] / "shardpipe" / "demo_corpus"
+    made = [(p.key, p.text, p.voice) for p in make_demo_corpus.prompts(456, seed=11)]
+    listed = [
+        (row["key"], row["txt"], row["speaker"]) for name in ("data.list", "valid.list") for row in rows(corpus / name)
+    ]
+    assert listed == made
+
+
+def test_a_corpus_is_made_again_with_the_same_bytes(tmp_path: Path) -> None:
+    if shutil.which("espeak-ng") is None:
+        pytest.skip("needs espeak-ng")
+    for out in ("first", "second"):
+        assert make_demo_corpus.main(["--out", str(tmp_path / out), "--utterances", "6", "--valid", "1"]) == 0
+    first = {path.relative_to(tmp_path / "first"): path.read_bytes() for path in (tmp_path / "first").rglob("*.*")}
+    assert first == {p.relative_to(tmp_path / "second"): p.read_bytes() for p in (tmp_path / "second").rglob("*.*")}
+    assert len(list(read_list(tmp_path / "first" / "valid.list"))) == 1
+    for utterance in read_list(tmp_path / "first" / "data.list"):
+        info = probe(Path(utterance.audio).read_bytes())
+        assert (info.codec, info.sample_rate, info.channels) == ("opus", 16000, 1)
+
+
+def test_every_voice_is_another() -> None:
+    if shutil.which("espeak-ng") is None:
+        pytest.skip("needs espeak-ng")
+    prompt = next(make_demo_corpus.prompts(1, seed=0))
+    spoken = {make_demo_corpus.speak(replace(prompt, voice=voice)) for voice in make_demo_corpus.VOICES}
+    assert len(spoken) == len(make_demo_corpus.VOICES)
+
+
+def test_without_espeak_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert make_demo_corpus.main(["--out", str(tmp_path / "out")]) == 1
+    assert "apt install espeak-ng" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -136,7 +136,7 @@ def _close_up(comparison: Comparison) -> _Figure:
     return _Figure(
         heading="Around the kill, step by step",
         svg=line_chart(chart),
-        caption="Within the band every step was computed three times, by three processes: equal losses lie on one another.",
+        caption="Within the band every step was computed three times, by three processes: equal losses coincide.",
         legend=(("ring whole", "uninterrupted"), ("ring before", "killed process"), ("dot after", "resumed process")),
     )
 
