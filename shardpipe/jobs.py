@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from itertools import islice
 from typing import TypeVar
 
 from shardpipe.errors import ShardpipeError
@@ -23,32 +22,32 @@ _Result = TypeVar("_Result")
 
 
 def in_order(
-    function: Callable[[list[_Item]], list[_Result]], items: Iterable[_Item], *, jobs: int, chunk: int = 1
+    function: Callable[[list[_Item]], list[_Result]], chunks: Iterable[list[_Item]], *, jobs: int
 ) -> Iterator[_Result]:
-    """The result of every item, in order, worked out by `jobs` processes (1: by this one).
+    """The result of every item, in order, worked out chunk by chunk by `jobs` processes (1: by this one).
 
-    `function` takes up to `chunk` items and returns the results of all or of the first few of them, at least one: the
-    rest comes back to it. So a function that stops once its results are large bounds the memory of the whole, for at
-    most 2 * jobs calls' results wait at a time. Raises ShardpipeError if a process dies.
+    `function` takes a chunk and returns the results of all of its items or of the first few, at least one: the rest
+    comes back to it. So a function that stops once its results are large bounds the memory of the whole, for at most
+    2 * jobs calls' results wait at a time. Raises ShardpipeError if a process dies.
     """
-    rest = iter(items)
+    rest = iter(chunks)
     if jobs == 1:
-        todo: list[_Item] = []
-        while todo := todo or list(islice(rest, chunk)):
-            results = function(todo)
-            todo = todo[len(results) :]
-            yield from results
+        for chunk in rest:
+            while chunk:
+                results = function(chunk)
+                chunk = chunk[len(results) :]
+                yield from results
         return
     with _pool(jobs) as pool:
         pending: deque[tuple[list[_Item], Future[list[_Result]]]] = deque()
         while True:
-            while len(pending) < 2 * jobs and (items_now := list(islice(rest, chunk))):
-                pending.append((items_now, pool.submit(function, items_now)))
+            while len(pending) < 2 * jobs and (chunk := next(rest, [])):
+                pending.append((chunk, pool.submit(function, chunk)))
             if not pending:
                 return
-            items_now, future = pending.popleft()
+            chunk, future = pending.popleft()
             results = future.result()
-            if left := items_now[len(results) :]:
+            if left := chunk[len(results) :]:
                 pending.appendleft((left, pool.submit(function, left)))
             yield from results
 

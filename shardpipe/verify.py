@@ -76,7 +76,7 @@ def verify(
     return VerifyReport(samples=samples, shards=len(index.shards), size=size, problems=tuple(problems))
 
 
-def _tasks(index: Index, problems: list[ShardpipeError]) -> Iterator[_Task]:
+def _tasks(index: Index, problems: list[ShardpipeError]) -> Iterator[list[_Task]]:
     """The shards whose rows can be read; what is wrong with rows is added to `problems`."""
     first: dict[str, str] = {}
     for number, shard in enumerate(index.shards):
@@ -92,7 +92,7 @@ def _tasks(index: Index, problems: list[ShardpipeError]) -> Iterator[_Task]:
                     ShardError(f"this key is also in {first[key]}", shard=shard.name, key=key, fix="Pack it again.")
                 )
             first[key] = shard.name
-        yield _Task(index.store, shard, number, rows)
+        yield [_Task(index.store, shard, number, rows)]
 
 
 def _check(tasks: list[_Task]) -> list[_Checked]:

@@ -28,30 +28,34 @@ def dies(_: list[int]) -> list[int]:
     os._exit(1)
 
 
+def chunks_of(n: int, size: int) -> list[list[int]]:
+    return [list(range(n))[at : at + size] for at in range(0, n, size)]
+
+
 @pytest.mark.parametrize("jobs", [1, 3])
 @pytest.mark.parametrize(("n", "chunk"), [(0, 4), (1, 4), (50, 1), (50, 2), (51, 5)])
 def test_results_come_in_order(jobs: int, n: int, chunk: int) -> None:
-    assert list(in_order(some_squares, range(n), jobs=jobs, chunk=chunk)) == [number**2 for number in range(n)]
+    assert list(in_order(some_squares, chunks_of(n, chunk), jobs=jobs)) == [number**2 for number in range(n)]
 
 
 def test_items_are_taken_as_they_are_needed() -> None:
     taken = 0
 
-    def items() -> Iterator[int]:
+    def chunks() -> Iterator[list[int]]:
         nonlocal taken
         for number in range(1000):
             taken += 1
-            yield number
+            yield [number] * 4
 
-    results = in_order(some_squares, items(), jobs=2, chunk=4)
+    results = in_order(some_squares, chunks(), jobs=2)
     assert next(results) == 0
-    assert taken <= 2 * 2 * 4 + 4
+    assert taken <= 2 * 2
     results.close()
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_an_error_comes_whole_and_in_its_place(jobs: int) -> None:
-    results = in_order(fails_at_7, range(20), jobs=jobs)
+    results = in_order(fails_at_7, chunks_of(20, 1), jobs=jobs)
     assert [next(results) for _ in range(7)] == list(range(7))
     with pytest.raises(AudioError, match="sample '7'.*seven.*Count on") as caught:
         next(results)
@@ -60,4 +64,4 @@ def test_an_error_comes_whole_and_in_its_place(jobs: int) -> None:
 
 def test_a_worker_that_dies() -> None:
     with pytest.raises(ShardpipeError, match=r"worker process died.*fewer jobs"):
-        list(in_order(dies, range(4), jobs=2))
+        list(in_order(dies, chunks_of(4, 1), jobs=2))

@@ -367,9 +367,9 @@ def test_options_outside_their_rules(options: dict[str, Any]) -> None:
 
 
 def test_a_worker_hands_over_large_samples_a_few_at_a_time(tmp_path: Path) -> None:
-    (tmp_path / "a.wav").write_bytes(encode(np.zeros((2_500_000, 1), np.int16), 16000, "wav"))
+    (tmp_path / "a.wav").write_bytes(encode(np.zeros((5_000_000, 1), np.int16), 16000, "wav"))
     utterances = [utterance(f"u{i}", audio=str(tmp_path / "a.wav")) for i in range(5)]
-    assert len(prepare(utterances, target="keep", sample_rate=None)) == 2, "8 MiB are enough"
+    assert len(prepare(utterances, target="keep", sample_rate=None)) == 2, "16 MiB are enough"
     assert len(prepare(utterances[:1], target="keep", sample_rate=None)) == 1
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ Progress = Callable[[int, int, int], None]
 
 _JOB_VERSION = 1
 _CHUNK = 16
+_CHUNK_OF_RECORDING = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,11 @@ class PackOptions:
     """Hz to resample to; None keeps each utterance's own."""
     jobs: int = 1
     shuffle_seed: int | None = None
-    """Packs in an order drawn from this seed; None keeps the list's."""
+    """Packs in an order drawn from this seed; None keeps the list's.
+
+    A training run shuffles for itself. Segments of long MP3, Ogg or Opus recordings are slow to pack this way, for each
+    of them has its whole recording decoded.
+    """
     on_error: str = "fail"
     """fail: the first bad utterance ends packing; skip: it is left out and listed in rejected.jsonl."""
     overwrite: bool = False
@@ -188,9 +193,8 @@ def _grow(
     skip = options.on_error == "skip"
     done = shards.recover(with_rejections=skip)
     work = partial(prepare, target=options.format, sample_rate=options.sample_rate)
-    rest = utterances[done:]
     try:
-        for position, result in enumerate(in_order(work, rest, jobs=options.jobs, chunk=_CHUNK), done):
+        for position, result in enumerate(in_order(work, _chunks(utterances[done:]), jobs=options.jobs), done):
             utterance = utterances[position]
             if isinstance(result, Prepared):
                 shards.add(result.row, result.data, position)
@@ -204,6 +208,18 @@ def _grow(
     finally:
         shards.close()
     return shards
+
+
+def _chunks(utterances: Sequence[Utterance]) -> Iterator[list[Utterance]]:
+    """Neighbours cut from one recording stay together, so that few workers have to decode it."""
+    chunk: list[Utterance] = []
+    for utterance in utterances:
+        limit = _CHUNK_OF_RECORDING if chunk and chunk[-1].audio == utterance.audio else _CHUNK
+        if len(chunk) >= limit:
+            yield chunk
+            chunk = []
+        chunk.append(utterance)
+    yield chunk
 
 
 def _publish(staging: Staging, shards: GrowingShards, of_list: list[Rejection], digest: str) -> None:

@@ -23,7 +23,7 @@ __all__ = ["FORMATS", "Prepared", "prepare"]
 
 FORMATS: Final = ("keep", "flac", "wav", "opus")
 
-_ENOUGH_BYTES = 8 << 20
+_ENOUGH_BYTES = 16 << 20
 
 
 class Prepared(NamedTuple):

@@ -86,7 +86,7 @@ def index_tars(
             raise occupied(out, "it holds an unfinished pack", "Finish that first, or choose another folder.")
         staging.check_index_free(overwrite=overwrite)
         base = os.path.realpath(out)
-        tasks = [_Task(i, path, os.path.relpath(path, base)) for i, path in enumerate(paths)]
+        tasks = [[_Task(i, path, os.path.relpath(path, base))] for i, path in enumerate(paths)]
         rejections: list[Rejection] = []
         without_text = 0
 
