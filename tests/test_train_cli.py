@@ -20,7 +20,7 @@ from shardpipe.train.cli import main
 from shardpipe.train.config import TrainConfig
 from shardpipe.train.schedule import Amount, Schedule
 from tests.speech import pack_speech
-from tests.training import FLAGS, events, markers, outcome
+from tests.training import FLAGS, events, markers, one_thread, outcome
 
 SAMPLES = 40
 STEPS = 10
@@ -28,10 +28,8 @@ STEPS = 10
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +42,8 @@ def done(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one epoch, with checkpoints after 8, 16, 24, 32 and 40 samples."""
     out = tmp_path_factory.mktemp("done") / "run"
     run = [*FLAGS, "--data", str(data), "--out", str(out), "--epochs", "1", "--save-every", "2steps", "--keep", "9"]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    assert main(run) == 0
-    torch.set_num_threads(threads)
+    with one_thread():
+        assert main(run) == 0
     return out
 
 
@@ -139,9 +135,13 @@ def test_a_torn_newest_checkpoint_is_passed_over_with_a_line(
     assert markers(run) == markers(done)
 
     torn.unlink()
-    (newest / "checkpoint.json").write_text('{"format": 1, ')
+    for broken in ('{"format": 1, ', '{"format": 1}', "[]"):
+        (newest / "checkpoint.json").write_text(broken)
+        assert again(data, run, "--resume", str(newest)) == 1
+        assert "checkpoint.json cannot be read" in capsys.readouterr().err
+    (newest / "checkpoint.json").write_text('{"format": 2}')
     assert again(data, run, "--resume", str(newest)) == 1
-    assert "checkpoint.json cannot be read" in capsys.readouterr().err
+    assert "has format 2, this version reads 1" in capsys.readouterr().err
     for folder in (run / "checkpoints").iterdir():
         (folder / "checkpoint.json").write_text("")
     assert again(data, run) == 1
@@ -307,6 +307,21 @@ def test_a_damaged_sample_ends_the_run_or_is_skipped_and_named(
     (skipped,) = events(tmp_path / "lenient", "unreadable")
     assert skipped["key"] == "utt00000"
     assert events(tmp_path / "lenient", "end")[0]["unreadable"] == 1
+
+
+def test_bf16_trains_too(done: Path, data: Path, tmp_path: Path) -> None:
+    assert again(data, tmp_path / "run", "--precision", "bf16", "--no-deterministic") == 0
+    ours, theirs = (events(out, "step")[0] for out in (tmp_path / "run", done))
+    assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.02)
+    assert ours["loss"] != theirs["loss"]
+
+
+def test_validation_data_of_another_rate_is_refused(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    valid = pack_speech(tmp_path / "valid", 3, rate=8000)
+    assert again(data, tmp_path / "run", "--valid", str(valid)) == 2
+    assert "it has 8000 Hz and the training data 16000 Hz" in capsys.readouterr().err
 
 
 def test_settings_come_from_a_file_and_flags_override_it(data: Path, tmp_path: Path) -> None:

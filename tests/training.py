@@ -9,12 +9,15 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
-__all__ = ["FLAGS", "count", "delivered", "events", "finish", "kill_at", "markers", "outcome", "start"]
+__all__ = ["FLAGS", "count", "delivered", "events", "finish", "kill_at", "markers", "one_thread", "outcome", "start"]
 
 FLAGS = [
     *("--model", "tiny", "--device", "cpu", "--threads", "1", "--seed", "3", "--batch-size", "4"),
@@ -24,6 +27,15 @@ FLAGS = [
 
 _NOT_COMPUTED = ("start", "resume", "checkpoint", "stop", "end")
 _TIMES = {"utt_per_s", "audio_s_per_s", "data_wait", "eta", "seconds"}
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Runs in this process on one thread, so that they are quick beside others."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def start(out: Path, flags: list[str], *, processes: int = 1) -> subprocess.Popen[str]:

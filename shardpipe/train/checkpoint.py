@@ -97,14 +97,22 @@ def read_checkpoint(path: Path) -> Checkpoint:
     fix = "Choose another checkpoint, or let --resume auto choose."
     try:
         marker = json.loads((path / _MARKER).read_bytes())
+        if marker["format"] != _FORMAT:
+            found = f"has format {marker['format']!r}, this version reads {_FORMAT}"
+            raise StoreError(found, url=str(path), fix="Resume with the version of shardpipe that wrote it.")
+        checkpoint = Checkpoint(
+            path=path,
+            consumed_samples=marker["consumed_samples"],
+            progress=Progress(**marker["progress"]),
+            identity=marker["identity"],
+            loader=marker["loader"],
+        )
+        files = marker["files"].items()
     except FileNotFoundError as error:
         raise StoreError("is no complete checkpoint", url=str(path), fix=fix) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise StoreError(f"is damaged: {_MARKER} cannot be read ({error})", url=str(path), fix=fix) from error
-    if marker.get("format") != _FORMAT:
-        found = f"has format {marker.get('format')!r}, this version reads {_FORMAT}"
-        raise StoreError(found, url=str(path), fix="Resume with the version of shardpipe that wrote it.")
-    for name, written in marker["files"].items():
+    for name, written in files:
         try:
             found_now = _sum_of(path / name)
         except OSError as error:
@@ -113,13 +121,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             what = f"is damaged: {name} has {found_now['size']} bytes and checksum {found_now['crc32']:08x}"
             what += f", not the {written['size']} and {written['crc32']:08x} that were written"
             raise StoreError(what, url=str(path), fix=fix)
-    return Checkpoint(
-        path=path,
-        consumed_samples=marker["consumed_samples"],
-        progress=Progress(**marker["progress"]),
-        identity=marker["identity"],
-        loader=marker["loader"],
-    )
+    return checkpoint
 
 
 def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer, world: World) -> None:

@@ -70,14 +70,14 @@ class Learner:
         """Losses of a batch. In training with SpecAugment, dropout and a graph to go back through; else without."""
         device = self._world.device
         hop_frames = 1 + batch.lengths // self.features.hop
-        frames = ((hop_frames + 1) // 2 + 1) // 2
+        frames = (((hop_frames + 1) // 2 + 1) // 2).tolist()
         targets = [self.tokenizer.encode(text) for text in batch.texts]
         weights = batch.weights.clone()
         real = [bool(weight) for weight in weights.tolist()]
         left_out = []
         for i, target in enumerate(targets):
             if real[i] and (needed := frames_needed(target)) > frames[i]:
-                left_out.append(LeftOut(key=batch.keys[i], frames=int(frames[i]), needed=needed))
+                left_out.append(LeftOut(key=batch.keys[i], frames=frames[i], needed=needed))
                 weights[i] = 0
         self.shared.train(train)
         with torch.set_grad_enabled(train):

@@ -71,6 +71,7 @@ def train(config: TrainConfig, world: World, display: Display, *, stop: Callable
                     run.save()
                 clock.restart()
 
+            run.count_excluded()
             ended = (loader.epoch, loader.sub_epoch) != place
             progress.evaluated = run.valid is None or not ended
             # Saved before it is evaluated: whatever stops the evaluation, a resume does it again, and nothing else.

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from shardpipe import ShardLoader
-from shardpipe.errors import StoreError
+from shardpipe.errors import ConfigError, StoreError
 from shardpipe.publish import write_file, writing
 from shardpipe.train.checkpoint import Checkpoints, Progress, restore
 from shardpipe.train.config import TrainConfig
@@ -44,8 +44,13 @@ def _opened(config: TrainConfig, world: World, display: Display, stack: ExitStac
     folder = Path(config.out)
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.keep)
     start = world.from_main(lambda: find_start(config, checkpoints, display.say))
-    loader = _loader(config, world, config.data, sub_epochs=config.sub_epochs, resume_samples=start.samples)
+    loader = _loader(
+        config, world, config.data, lanes=config.lanes, sub_epochs=config.sub_epochs, resume_samples=start.samples
+    )
     valid = None if config.valid is None else _loader(config, world, config.valid, shuffle=False)
+    if valid is not None and valid.sample_rate != loader.sample_rate:
+        rule = f"it has {valid.sample_rate} Hz and the training data {loader.sample_rate} Hz"
+        raise ConfigError("valid", config.valid, rule, fix="Pack it with --sample-rate.")
     if start.checkpoint is not None and start.resumes:
         loader.load_state_dict(start.checkpoint.loader)
     tokenizer = world.from_main(lambda: _tokenizer(config, start, loader))
@@ -55,7 +60,7 @@ def _opened(config: TrainConfig, world: World, display: Display, stack: ExitStac
         learner.identity.check(start.checkpoint.identity, start.checkpoint.path)
         restore(start.checkpoint, learner.model, learner.optimizer, world)
         if start.samples:
-            progress = replace(start.checkpoint.progress, evaluated=start.evaluated)
+            progress = replace(start.checkpoint.progress, evaluated=start.evaluated or valid is None)
     world.from_main(lambda: _prepare_folder(config, start, checkpoints, tokenizer, display))
     recorder = keys = None
     if world.is_main:
@@ -108,7 +113,6 @@ def _loader(config: TrainConfig, world: World, data: str, **options: Any) -> Sha
         max_seconds=config.max_seconds,
         seed=config.seed,
         window=config.window,
-        lanes=config.lanes,
         rank=world.rank,
         world_size=world.size,
         threads=config.threads,

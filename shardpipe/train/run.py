@@ -86,8 +86,7 @@ class Run:
         progress = self.progress
         if tally.notes:
             self._count_notes(count)
-        progress.excluded += self.loader.num_excluded - self._excluded_seen
-        self._excluded_seen = self.loader.num_excluded
+        self.count_excluded()
         progress.unknown_units += int(tally.unknown_units)
         if math.isfinite(norm):
             progress.skipped_in_a_row = 0
@@ -114,6 +113,11 @@ class Run:
         }
         self.record("step", count, **record)
         self.display.step(count, record)
+
+    def count_excluded(self) -> None:
+        """Takes over what the loader has left out since the last time."""
+        self.progress.excluded += self.loader.num_excluded - self._excluded_seen
+        self._excluded_seen = self.loader.num_excluded
 
     def _count_notes(self, count: int) -> None:
         for note in self.world.gather(self.notes):
