@@ -249,7 +249,7 @@ def demo(
     # Its subprocesses import torch; the other commands start without it.
     from shardpipe.demo import run_demo
 
-    if not run_demo(out):
+    if not run_demo(out).passed:
         raise typer.Exit(1)
 
 

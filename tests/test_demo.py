@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from shardpipe.audio import probe
+from shardpipe.cli import app
 from shardpipe.demo import Comparison, run_demo
 from shardpipe.demo.chart import ticks
 from shardpipe.demo.compare import History, compare, consumed_samples
@@ -242,3 +244,12 @@ def test_the_demo_runs_and_the_two_runs_are_the_same(tmp_path: Path, capsys: pyt
     assert comparison.checkpoint < comparison.killed_at < 420
     assert "differs" not in capsys.readouterr().out
     read_page((out / "report.html").read_text())
+
+
+@pytest.mark.parametrize(("change", "code"), [(None, 0), (give_twice, 1)])
+def test_the_command_fails_when_the_runs_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Records, Records], None] | None, code: int
+) -> None:
+    comparison = compared(tmp_path, change)
+    monkeypatch.setattr("shardpipe.demo.run_demo", lambda _: comparison)
+    assert CliRunner().invoke(app, ["demo"]).exit_code == code
