@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -65,7 +65,8 @@ class Block:
     """A run of consecutive batches. Batch i holds positions[bounds[i]:bounds[i + 1]].
 
     counts[i] samples of the epoch are consumed before batch i and counts[i + 1] after it: those it delivers first,
-    then the excluded ones that go with it. A block all of whose samples are excluded has no batch.
+    then the excluded ones that go with it. counts[0] is above `start` if the block begins with excluded batches. A
+    block all of whose samples are excluded has no batch, and counts is its end.
     """
 
     start: int
@@ -129,19 +130,31 @@ class Plan:
         self._name = name
 
     def batches(self, epoch: int, count: int, stop: int | None = None) -> Iterator[PlannedBatch]:
-        """The epoch's batches from `count` consumed samples on, the rest of a begun batch first, up to count `stop`."""
+        """The epoch's batches from `count` consumed samples on, the rest of a begun batch first, up to count `stop`.
+
+        The last one takes along whatever excluded samples are left: its count is `stop`, the epoch's end if None.
+        """
         end = self.order.num_samples if stop is None else stop
+        held: PlannedBatch | None = None
+        for batch in self._batches(epoch, count, end):
+            if held is not None:
+                yield held
+            held = batch
+        if held is not None:
+            yield replace(held, count=end)
+
+    def _batches(self, epoch: int, count: int, end: int) -> Iterator[PlannedBatch]:
         k = self._block_of(count)
         while count < end:
             block = self.block(epoch, k)
             first = int(np.searchsorted(block.counts, count, side="right")) - 1
-            for i in range(first, len(block.bounds) - 1):
+            for i in range(max(0, first), len(block.bounds) - 1):
                 if int(block.counts[i]) >= end:
                     return
                 begun = max(0, count - int(block.counts[i]))
                 positions = block.positions[block.bounds[i] + begun : block.bounds[i + 1]]
                 if len(positions):
-                    yield PlannedBatch(positions=positions, count=min(int(block.counts[i + 1]), end))
+                    yield PlannedBatch(positions=positions, count=int(block.counts[i + 1]))
             count = block.end
             k += 1
 
@@ -193,9 +206,8 @@ class Plan:
             kept[there] = self._kept(self._seconds(epoch, grid[there]))
         sizes = kept.sum(axis=2).ravel()
         counts = start + np.cumsum(consumed) - consumed
-        # What an all-excluded batch consumes goes with the batch before it, or with the block's first.
+        # What an all-excluded batch consumes goes with the batch before it.
         counts = np.append(counts[sizes > 0], end)
-        counts[0] = start
         return Block(
             start=start,
             end=end,
@@ -230,7 +242,7 @@ class Plan:
         bounds = _bounds(highs[full] - lows[full])
         # The excluded are consumed when their window ends: with its last batch.
         counts = start + bounds
-        counts[-1] = end if pieces else start
+        counts[-1] = end
         return Block(
             start=start,
             end=end,
