@@ -40,7 +40,17 @@ ONLY_IN = {
     "soundfile": {"audio"},
 }
 PURE = {"order", "plan", "bijection", "cut"}
-PURE_MAY_IMPORT = {"numpy", "__future__", "collections", "dataclasses", "math", "typing", "shardpipe"}
+PURE_MAY_IMPORT = {
+    "numpy",
+    "shardpipe",
+    "__future__",
+    "collections",
+    "dataclasses",
+    "heapq",
+    "itertools",
+    "math",
+    "typing",
+}
 WRITE_SIDE = {"pack", "verify", "lists", "shard", "scan"}
 READ_SIDE = {"order", "plan", "bijection", "cut", "sequence", "read", "batch", "loader"}
 TRAIN_MAY_IMPORT = {"shardpipe", "loader", "batch", "errors", "bijection", "publish"}
