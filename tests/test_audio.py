@@ -13,12 +13,12 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from speech import make_audio, make_bytes, make_flac, make_mp3, make_opus, make_wav
 
 from shardpipe.audio import AudioInfo, decode, detect, encode, probe, resample, to_float32, to_int16, to_mono
 from shardpipe.audio.ogg import seal_ogg
 from shardpipe.audio.wav import decode_wav
 from shardpipe.errors import AudioError
+from tests.speech import make_audio, make_bytes, make_flac, make_mp3, make_opus, make_wav
 
 CODECS = ["wav", "flac", "mp3", "ogg", "opus"]
 # How far a decoder may be from libsndfile: lossless not at all, dr_mp3 by its rounding to 16 bits.

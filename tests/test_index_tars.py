@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from speech import make_flac, make_wav, write_list
 
 from shardpipe.errors import ConfigError, ShardError, StoreError
 from shardpipe.index import MANIFEST, Index
 from shardpipe.pack import PackOptions, index_tars, pack
 from shardpipe.verify import verify
+from tests.speech import make_flac, make_wav, write_list
 
 WAV, FLAC = make_wav(800), make_flac(1600, seed=1)
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from speech import write_list
 
 from shardpipe.errors import ListError
 from shardpipe.lists import MAX_KEY_BYTES, Utterance, check_key, fix_key, read_list
+from tests.speech import write_list
 
 GOOD = {"key": "a", "wav": "a.wav", "txt": "hello"}
 

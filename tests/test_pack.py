@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from readers import read_as_wenet, read_as_wids, read_with_webdataset, read_with_wids
-from speech import make_audio, make_bytes, make_wav, write_list
 
 from shardpipe.audio import decode, encode, probe, resample
 from shardpipe.errors import AudioError, ConfigError, ListError, ShardpipeError, StoreError
@@ -23,6 +21,8 @@ from shardpipe.pack import PackOptions, PackReport, index_tars, pack
 from shardpipe.pack.prepare import prepare
 from shardpipe.store import LocalStore
 from shardpipe.verify import verify
+from tests.readers import read_as_wenet, read_as_wids, read_with_webdataset, read_with_wids
+from tests.speech import make_audio, make_bytes, make_wav, write_list
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -15,12 +15,12 @@ from typing import Any
 
 import psutil
 import pytest
-from speech import write_list
 from test_pack import run, tree
 
 from shardpipe.errors import AudioError, StoreError
 from shardpipe.index import MANIFEST, Index
 from shardpipe.verify import verify
+from tests.speech import write_list
 
 STEPS = ("replace", "unlink", "rmdir", "mkdir", "fsync")
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from speech import make_wav
 
 from shardpipe.audio import probe
 from shardpipe.lists import read_list
+from tests.speech import make_wav
 
 TOOLS = Path(__file__).parents[1] / "tools"
 

@@ -135,6 +135,7 @@ def stop_at_every_step(data: Path, valid: Path, folder: Path, device: str) -> No
     whole = outcome(folder / "whole")
     steps = sum(event["event"] == "step" for event in whole)
     assert steps > 6
+    assert sum(event["event"] == "valid" for event in whole) == 2
     for step in range(1, steps + 1):
         out = folder / str(step)
         assert not stopped_after(step, config(out.name), device)

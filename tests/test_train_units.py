@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from speech import make_audio
 
 from shardpipe.errors import ConfigError
 from shardpipe.train.config import TrainConfig
@@ -23,6 +22,7 @@ from shardpipe.train.record import JsonLines, cut_back
 from shardpipe.train.schedule import Amount, Schedule
 from shardpipe.train.score import ErrorCounts, edit_distance
 from shardpipe.train.tokens import SPACE, CharTokenizer
+from tests.speech import make_audio
 
 TEXTS = st.lists(st.text(max_size=12), max_size=6)
 

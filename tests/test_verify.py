@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from speech import make_wav, write_list
 
 from shardpipe.errors import CorruptIndex, ShardError, StoreError
 from shardpipe.index import MANIFEST, Index, ShardInfo, stage_index
@@ -19,6 +18,7 @@ from shardpipe.pack import PackOptions, index_tars, pack
 from shardpipe.parts import Row, rows_batch
 from shardpipe.shard import ShardWriter, sample_bytes
 from shardpipe.verify import verify
+from tests.speech import make_wav, write_list
 
 
 @pytest.fixture(scope="module")
