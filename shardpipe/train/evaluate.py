@@ -15,9 +15,8 @@ def evaluate(learner: Learner, loader: ShardLoader, world: World) -> dict[str, f
 
     Every utterance counts once. One that is too short for its text has error rates like any other but no loss; such are
     counted in `left_out`. A batch's content does not depend on the number of processes, so neither does the result,
-    but for the rounding of sums. The loader is left at the place where it was.
+    but for the rounding of sums.
     """
-    start = loader.state_dict()
     errors = ErrorCounts()
     loss = weight = utterances = left_out = 0.0
     excluded, unreadable = -loader.num_excluded, -len(loader.skipped)
@@ -31,7 +30,6 @@ def evaluate(learner: Learner, loader: ShardLoader, world: World) -> dict[str, f
         for i, frames in enumerate(result.frames.tolist()):
             if batch.weights[i]:
                 errors.add(batch.texts[i], learner.tokenizer.collapse(paths[i][:frames]))
-    loader.load_state_dict(start)
     excluded, unreadable = excluded + loader.num_excluded, unreadable + len(loader.skipped)
     counts = (errors.word_errors, errors.words, errors.char_errors, errors.chars)
     sums = world.sum((loss, weight, utterances, left_out, unreadable, *counts))
