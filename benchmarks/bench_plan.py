@@ -1,0 +1,124 @@
+"""Padding and stragglers of length-batched plans, beside a bucketing sampler and beside no bucketing at all.
+
+All get the same lengths, the same number of ranks and the same budget of padded seconds a batch, and all are counted
+alike: a batch costs its samples times its longest; padding is the share of that which is not audio; straggling is what
+ranks wait for a step's costliest batch, as a share of what they compute. The peer is lhotse's DynamicBucketingSampler
+(`pip install lhotse`), with 30 buckets and a buffer of 20,000; without lhotse its rows are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+from reporting import table, write_results
+
+from shardpipe.index import Index
+from shardpipe.order import Order
+from shardpipe.plan import Batching, Plan, steps
+
+BUDGET = 300.0
+WINDOWS = (1024, 4096, 8192)
+RANKS = (1, 8, 64)
+Batches = list[list[np.ndarray]]
+"""Steps of batches of lengths in seconds."""
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--samples", type=int, default=1 << 19, help="of the log-normal lengths")
+    arguments.add_argument("--data", help="a packed dataset, whose lengths are then measured as well")
+    options = arguments.parse_args()
+    rng = np.random.default_rng(0)
+    sets = {
+        f"{options.samples:,} log-normal lengths, median 6 s, sigma 0.6, clipped to 0.5 .. 30 s": np.clip(
+            rng.lognormal(np.log(6), 0.6, options.samples), 0.5, 30
+        )
+    }
+    if options.data:
+        index = Index.load(options.data)
+        lengths = np.concatenate([index.seconds(shard) for shard in range(len(index.shards))])
+        # A list often has like beside like; every plan here gets the lengths in one and the same random order.
+        sets[f"{len(lengths):,} lengths of {index.totals.seconds / 3600:.1f} h of recordings"] = rng.permutation(
+            lengths
+        )
+    parts = [f"Batches of up to {BUDGET:.0f} padded seconds."]
+    for title, lengths in sets.items():
+        rows = [row for ranks in RANKS for row in measured(lengths, ranks)]
+        parts += [f"## {title}", table(["plan", "ranks", "steps", "padding %", "stragglers %", "together %"], rows)]
+    text = "\n\n".join(parts)
+    print(text)
+    print(write_results("plan", text, packages=("numpy", "lhotse")))
+
+
+def measured(lengths: np.ndarray, ranks: int) -> Iterator[tuple[str, ...]]:
+    for window in WINDOWS:
+        if window * ranks <= len(lengths) or window == WINDOWS[-1]:
+            yield row(f"shardpipe, window {window:,}", ranks, shardpipe(lengths, ranks, window))
+    if peer := bucketing(lengths, ranks):
+        yield row("lhotse, 30 buckets, buffer 20,000", ranks, peer)
+    yield row("shuffled only", ranks, shuffled(lengths, ranks))
+
+
+def row(name: str, ranks: int, run: Batches) -> tuple[str, ...]:
+    costs = [np.array([len(batch) * batch.max() for batch in step]) for step in run]
+    audio, padded = sum(batch.sum() for step in run for batch in step), sum(cost.sum() for cost in costs)
+    waited = sum(cost.max() * ranks for cost in costs)
+    shares = (1 - audio / padded, waited / padded - 1, waited / audio - 1)
+    return (name, str(ranks), f"{len(run):,}", *(f"{100 * share:.2f}" for share in shares))
+
+
+def shardpipe(lengths: np.ndarray, ranks: int, window: int) -> Batches:
+    # A lane for every rank, or a single one for all where that would not leave each a full window.
+    lanes = ranks if window * ranks <= len(lengths) else 1
+    order = Order([len(lengths)], seed=0, window=window, lanes=lanes)
+    # The lengths are taken as those of the positions: they are in random order already.
+    plan = Plan(order, Batching(batch_seconds=BUDGET), seconds=lambda _, positions: lengths[positions])
+    return [[lengths[batch] for batch in step.batches] for step in steps(plan.batches(0, 0), ranks)]
+
+
+def bucketing(lengths: np.ndarray, ranks: int) -> Batches:
+    """What all ranks of lhotse's sampler take; its budget bounds the sum of lengths, not the padded one."""
+    try:
+        from lhotse import CutSet, MonoCut
+        from lhotse.dataset import DynamicBucketingSampler
+    except ImportError:
+        print("lhotse is not installed: its rows are left out")
+        return []
+    cuts = CutSet.from_cuts(MonoCut(id=str(i), start=0, duration=float(d), channel=0) for i, d in enumerate(lengths))
+    warnings.filterwarnings("ignore", message="You are using DynamicBucketingSampler with an eagerly read CutSet")
+    sampler = DynamicBucketingSampler(
+        cuts, max_duration=BUDGET, num_buckets=30, buffer_size=20_000, shuffle=True, seed=0, world_size=ranks, rank=0
+    )
+    iter(sampler)
+    run: Batches = []
+    while True:
+        step = []
+        try:
+            for _ in range(ranks):
+                # Each rank draws the batches of all and keeps its own; here all are wanted, so they are drawn once.
+                step.append(np.array([cut.duration for cut in sampler._next_batch()]))
+        except StopIteration:
+            if step:
+                run.append(step)
+            return run
+        run.append(step)
+
+
+def shuffled(lengths: np.ndarray, ranks: int) -> Batches:
+    """Samples as they come, a batch being closed before its padded length exceeds the budget."""
+    batches, batch, longest = [], [], 0.0
+    for length in lengths.tolist():
+        if max(longest, length) * (len(batch) + 1) > BUDGET:
+            batches.append(np.array(batch))
+            batch, longest = [], 0.0
+        batch.append(length)
+        longest = max(longest, length)
+    batches.append(np.array(batch))
+    return [batches[i : i + ranks] for i in range(0, len(batches), ranks)]
+
+
+if __name__ == "__main__":
+    main()
