@@ -20,6 +20,8 @@ Ints = npt.NDArray[np.int64]
 
 # Arrays of this many elements stay in the cache through all rounds of the bijection.
 _CHUNK = 1 << 14
+# At least 2**11 cells, so that with few shards a cell seldom holds two.
+_CELL_BITS = 12
 _LANES_MAX = 64
 _LANE_SHARDS_MIN = 8
 _SEED_MAX = 2**63
@@ -172,7 +174,7 @@ class _Cells:
     def __init__(self, ends: Ints) -> None:
         total = int(ends[-1]) if len(ends) else 0
         self._ends = ends
-        self._shift = max(0, total.bit_length() - (2 * len(ends)).bit_length())
+        self._shift = max(0, total.bit_length() - max(_CELL_BITS, (2 * len(ends)).bit_length()))
         self._first: Ints = np.searchsorted(ends, np.arange((total >> self._shift) + 1) << self._shift, side="right")
 
     def find(self, axis: Ints) -> Ints:
