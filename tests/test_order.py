@@ -221,7 +221,7 @@ def test_threads_may_ask_for_different_epochs_at_once() -> None:
 
     def ask(thread: int) -> None:
         together.wait()
-        for turn in range(600):
+        for turn in range(300):
             epoch = (thread + turn) % 4
             shard, index = order.sample_at(positions, epoch)
             assert (shard == expected[epoch][0]).all()
