@@ -23,7 +23,7 @@ from shardpipe.demo import Comparison, run_demo
 from shardpipe.demo.chart import ticks
 from shardpipe.demo.compare import History, compare, consumed_samples
 from shardpipe.demo.report import report
-from shardpipe.errors import ConfigError
+from shardpipe.errors import ConfigError, ShardpipeError
 from shardpipe.lists import read_list
 
 SAMPLES = {f"key{i}": 1000 + i for i in range(6)}
@@ -235,11 +235,22 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
+def test_training_that_fails_is_reported_in_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shardpipe.demo.running._SETTINGS", ("--batch-size", "0"))
+    with pytest.raises(ShardpipeError, match=r"code 2: shardpipe-train: batch_size is 0") as error:
+        run_demo(tmp_path / "demo")
+    assert "uninterrupted.log" in error.value.fix
+    assert not (tmp_path / "demo" / "report.html").exists()
+
+
 @pytest.mark.slow
 def test_the_demo_runs_and_the_two_runs_are_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "demo"
     out.mkdir()
+    for left_by_an_earlier_demo in (".shardpipe-demo", "old.log"):
+        (out / left_by_an_earlier_demo).touch()
     comparison = run_demo(out, epochs=1)
+    assert not (out / "old.log").exists()
     assert comparison.passed, comparison.checks
     assert comparison.checkpoint < comparison.killed_at < 420
     assert "differs" not in capsys.readouterr().out
