@@ -153,11 +153,12 @@ class Order:
         size = np.minimum(np.uint64(self.window), length - window * np.uint64(self.window))
         out = np.empty_like(inside)
         # Three sizes at most: full windows, and the last ones of the shorter and of the longer lanes.
-        for n in {self.window, short % self.window, (short + 1) % self.window}:
+        for n in (self.window, short % self.window, (short + 1) % self.window):
             here = size == np.uint64(n)
             if here.all():
                 return bijection(inside, n, keys)
-            out[here] = bijection(inside[here], n, keys[here])
+            if here.any():
+                out[here] = bijection(inside[here], n, keys[here])
         return out
 
     @staticmethod
