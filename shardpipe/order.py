@@ -22,15 +22,17 @@ Ints = npt.NDArray[np.int64]
 _CHUNK = 1 << 14
 # At least 2**11 cells, so that with few shards a cell seldom holds two.
 _CELL_BITS = 12
-_LANES_MAX = 64
+_DEFAULT_LANES_MAX = 64
 _LANE_SHARDS_MIN = 8
 _SEED_MAX = 2**63
+_WINDOW_MAX = 2**48
+_LANES_MAX = 2**16  # a rung holds a batch of every lane, and is planned as a whole
 
 
 def default_lanes(counts: npt.ArrayLike, window: int) -> int:
     """The largest power of two up to 64 that leaves every lane one full window and 8 shards, else 1."""
     shards = np.asarray(counts)
-    lanes = _LANES_MAX
+    lanes = _DEFAULT_LANES_MAX
     while lanes > 1 and (int(shards.sum()) // lanes < window or len(shards) // lanes < _LANE_SHARDS_MIN):
         lanes //= 2
     return lanes
@@ -61,10 +63,10 @@ class Order:
             raise ValueError("counts must not be negative")
         if not 0 <= seed < _SEED_MAX:
             raise ConfigError("seed", seed, "it must be in [0, 2**63)")
-        if window < 1:
-            raise ConfigError("window", window, "it must be at least 1")
-        if lanes < 1:
-            raise ConfigError("lanes", lanes, "it must be at least 1")
+        if not 1 <= window <= _WINDOW_MAX:
+            raise ConfigError("window", window, "it must be in [1, 2**48]")
+        if not 1 <= lanes <= _LANES_MAX:
+            raise ConfigError("lanes", lanes, "it must be in [1, 65536]")
         self.seed = seed
         self.window = window
         self.lanes = lanes
