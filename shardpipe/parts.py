@@ -111,10 +111,14 @@ class PartReader:
 
     def __init__(self, store: Store, name: str, row_groups: int) -> None:
         self._where = f"{store.url}/{name}"
-        file: Any = _StoreFile(store, name)
+        self._bytes = _StoreFile(store, name)
+        file: Any = self._bytes
         try:
-            self._file = pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True)
-        except (pa.ArrowException, OSError) as error:
+            # Without pre_buffer: it reads in Arrow's own threads, and one that still holds a Python object when the
+            # interpreter ends aborts the process. `hold` makes one read of a row group instead.
+            self._file = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
+        # A ValueError is one of names: pyarrow decodes those of a damaged footer as they are.
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise self._corrupt(f"not a readable Parquet file ({error})") from error
         if not self._file.schema_arrow.equals(SCHEMA):
             raise self._corrupt(f"the columns are {self._file.schema_arrow.names}, not {SCHEMA.names}")
@@ -124,12 +128,21 @@ class PartReader:
     def read(self, row_group: int, columns: list[str] | None = None) -> pa.RecordBatch:
         """One row group as one batch: all columns in SCHEMA's order, or those named."""
         try:
+            self._bytes.hold(*self._range(row_group, columns))
             table = self._file.read_row_group(row_group, columns=columns, use_threads=False)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise self._corrupt(f"row group {row_group} cannot be read ({error})") from error
         if not table.num_rows:
             raise self._corrupt(f"row group {row_group} is empty")
         return table.combine_chunks().to_batches()[0]
+
+    def _range(self, row_group: int, columns: list[str] | None) -> tuple[int, int]:
+        """(first byte, end) of the columns' chunks."""
+        group = self._file.metadata.row_group(row_group)
+        chunks = [group.column(i) for i in range(group.num_columns)]
+        wanted = [chunk for chunk in chunks if columns is None or chunk.path_in_schema in columns]
+        starts = [chunk.dictionary_page_offset or chunk.data_page_offset for chunk in wanted]
+        return min(starts), max(start + chunk.total_compressed_size for start, chunk in zip(starts, wanted))
 
     def _corrupt(self, what: str) -> CorruptIndex:
         return CorruptIndex(what, file=self._where, fix="Index the shards again with `shardpipe index`.")
@@ -143,6 +156,12 @@ class _StoreFile(io.RawIOBase):
         self._name = name
         self._size = store.size(name)
         self._at = 0
+        self._held = (0, b"")
+
+    def hold(self, start: int, end: int) -> None:
+        """Reads a range at once, from which later reads are served; as much of it as lies in the file."""
+        start, end = max(0, start), min(end, self._size)
+        self._held = (start, self._store.read(self._name, start, end - start) if start < end else b"")
 
     def readable(self) -> bool:
         return True
@@ -161,6 +180,10 @@ class _StoreFile(io.RawIOBase):
         wanted = min(len(buffer), self._size - self._at)
         if wanted <= 0:
             return 0
-        buffer[:wanted] = self._store.read(self._name, self._at, wanted)
+        start, held = self._held
+        if start <= self._at and self._at + wanted <= start + len(held):
+            buffer[:wanted] = held[self._at - start :][:wanted]
+        else:
+            buffer[:wanted] = self._store.read(self._name, self._at, wanted)
         self._at += wanted
         return wanted
