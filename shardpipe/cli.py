@@ -18,7 +18,7 @@ from shardpipe.explain import given_at, plan_cost, visits
 from shardpipe.index import Index
 from shardpipe.pack import IndexReport, PackOptions, PackReport, index_tars, pack
 from shardpipe.plan import Batching
-from shardpipe.sequence import WINDOW, BatchSequence
+from shardpipe.sequence import COUNT_MAX, WINDOW, BatchSequence
 from shardpipe.verify import verify
 
 __all__ = ["app", "main"]
@@ -32,13 +32,13 @@ app = typer.Typer(
 
 Data = Annotated[str, typer.Argument(metavar="DIR", help="A dataset's folder or URL.")]
 Out = Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Folder of the new dataset or index.")]
-Jobs = Annotated[int, typer.Option(help="Processes that read and decode.", min=1)]
+Jobs = Annotated[int, typer.Option(help="Processes that read and decode.", min=1, max=1024)]
 OnError = Annotated[
     Literal["fail", "skip"], typer.Option(help="What a bad sample does: end it, or be left out and listed.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the dataset that DIR holds.")]
 Json = Annotated[bool, typer.Option("--json", help="Print what a program would read.")]
-WorldSize = Annotated[int, typer.Option(help="Ranks of the run.", min=1)]
+WorldSize = Annotated[int, typer.Option(help="Ranks of the run.", min=1, max=1 << 16)]
 
 
 def _planned(command: Callable[..., None]) -> Callable[..., None]:
@@ -175,7 +175,7 @@ def info(data: Data, as_json: Json = False) -> None:
 @_planned
 def at(
     sequence: BatchSequence,
-    consumed: Annotated[int, typer.Option(metavar="N", help="Samples consumed so far.", min=0)],
+    consumed: Annotated[int, typer.Option(metavar="N", help="Samples consumed so far.", min=0, max=COUNT_MAX - 1)],
     world_size: WorldSize = 1,
     as_json: Json = False,
 ) -> None:

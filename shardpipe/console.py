@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from shardpipe.errors import ConfigError
+from shardpipe.errors import ConfigError, StoreError
 
 __all__ = ["Report", "parse_size", "print_json", "print_table", "progress", "size_text", "time_text"]
 
@@ -57,7 +57,8 @@ def time_text(seconds: float) -> str:
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output."""
-    print(json.dumps(value, ensure_ascii=False, indent=2))
+    with _standard_output():
+        print(json.dumps(value, ensure_ascii=False, indent=2), flush=True)
 
 
 def print_table(title: str, rows: Mapping[str, str]) -> None:
@@ -65,7 +66,20 @@ def print_table(title: str, rows: Mapping[str, str]) -> None:
     table = Table(title=escape(title), title_justify="left", show_header=False, box=None, pad_edge=False)
     for name, value in rows.items():
         table.add_row(f"[bold]{escape(name)}[/bold]", escape(value))
-    Console().print(table)
+    with _standard_output():
+        Console().print(table)
+
+
+@contextmanager
+def _standard_output() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # a reader that has seen enough, such as head
+    except OSError as error:
+        raise StoreError(
+            f"cannot be written ({error.strerror})", url="standard output", fix="Make room, or send it elsewhere."
+        ) from error
 
 
 @contextmanager

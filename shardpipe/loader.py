@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import islice
 from multiprocessing import get_context
+from operator import index as whole  # numpy's integers become int, which JSON takes; 2.5 is refused
 from typing import Any, Literal
 
 from shardpipe.batch import Batch, Collate, Maker, Sample, Skipped, Transform, Work
 from shardpipe.errors import ConfigError, check
 from shardpipe.index import Index
 from shardpipe.plan import Batching, Step
-from shardpipe.sequence import WINDOW, BatchSequence
+from shardpipe.sequence import COUNT_MAX, WINDOW, BatchSequence
 from shardpipe.store import Store, open_store
 
 __all__ = ["Batch", "Sample", "ShardLoader", "Skipped"]
@@ -79,18 +80,23 @@ class ShardLoader:
         check("sub_epochs", sub_epochs, sub_epochs >= 1, "it must be at least 1")
         check("world_size", world_size, world_size >= 1, "it must be at least 1")
         check("rank", rank, 0 <= rank < world_size, f"it must be in [0, world_size), which is {world_size}")
-        check("resume_samples", resume_samples, resume_samples >= 0, "it must not be negative")
+        check("resume_samples", resume_samples, 0 <= resume_samples < COUNT_MAX, "it must be in [0, 2**63)")
         check("dtype", dtype, dtype in ("float32", "int16"), 'it must be "float32" or "int16"')
         check("threads", threads, threads is None or threads >= 1, "it must be at least 1")
         check("workers", workers, workers >= 0, "it must not be negative")
         check("prefetch", prefetch, prefetch >= 1, "it must be at least 1")
         check("on_error", on_error, on_error in ("raise", "skip"), 'it must be "raise" or "skip"')
         batching = Batching(
-            batch_size=batch_size, batch_seconds=batch_seconds, min_seconds=min_seconds, max_seconds=max_seconds
+            batch_size=None if batch_size is None else whole(batch_size),
+            batch_seconds=None if batch_seconds is None else float(batch_seconds),
+            min_seconds=None if min_seconds is None else float(min_seconds),
+            max_seconds=None if max_seconds is None else float(max_seconds),
         )
         store = open_store(data)
         index = Index.load(store)
-        self._sequence = BatchSequence(index, batching, seed=seed, shuffle=shuffle, window=window, lanes=lanes)
+        self._sequence = BatchSequence(
+            index, batching, seed=whole(seed), shuffle=shuffle, window=whole(window), lanes=lanes and whole(lanes)
+        )
         self._make = Maker(
             sequence=self._sequence,
             store=store,
@@ -105,7 +111,7 @@ class ShardLoader:
         self._threads = threads or min(_THREADS_MAX, os.cpu_count() or 1)
         self._workers = workers
         self._prefetch = prefetch
-        self._consumed = resume_samples
+        self._consumed = whole(resume_samples)
         self._iteration: object = None
         self.num_excluded = 0
         """Samples left out for their length so far, by all ranks together."""
@@ -213,7 +219,8 @@ class ShardLoader:
         return self._sequence.state(self._consumed)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken, on any topology. Raises ResumeMismatch for another dataset, seed or order.
+        """Go on where `state` was taken, on any topology. Raises ResumeMismatch for another dataset, seed or order,
+        ConfigError for what is no state.
 
         Another batching takes over at the end of the current rung or super-window.
         """

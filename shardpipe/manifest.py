@@ -137,30 +137,34 @@ def parse_manifest(data: bytes, file: str) -> tuple[tuple[ShardInfo, ...], Total
             samples=own["samples"],
             size=own["size"],
             frames=own["frames"],
-            seconds=own["seconds"],
-            codecs=own["codecs"],
-            sample_rates={int(rate): samples for rate, samples in own["sample_rates"].items()},
-            rejected=own["rejected"],
+            seconds=float(own["seconds"]),
+            codecs={codec: _count("codecs", samples) for codec, samples in own["codecs"].items()},
+            sample_rates={int(rate): _count("sample_rates", samples) for rate, samples in own["sample_rates"].items()},
+            rejected=_count("rejected", own["rejected"]),
         )
-        parts = tuple(own["parts"])
+        parts = tuple(str(name) for name in own["parts"])
+        stated = own["fingerprint"]
     except KeyError as error:
         raise CorruptIndex(f"the field {error} is missing", file=file, fix=again) from error
     except (TypeError, ValueError, AttributeError) as error:
         raise CorruptIndex(f"not a manifest ({error})", file=file, fix=again) from error
-    for what, found, stated in (
+    for what, found, said in (
         ("samples", sum(shard.samples for shard in shards), totals.samples),
-        ("fingerprint", fingerprint(shards), own["fingerprint"]),
+        ("bytes", sum(shard.size for shard in shards), totals.size),
+        ("frames", sum(shard.frames for shard in shards), totals.frames),
+        ("samples by codec", totals.samples, sum(totals.codecs.values())),
+        ("samples by sample rate", totals.samples, sum(totals.sample_rates.values())),
+        ("fingerprint", fingerprint(shards), stated),
         ("number of parts", -(-len(shards) // PART_SHARDS), len(parts)),
     ):
-        if found != stated:
-            raise CorruptIndex(f"{what}: it says {stated}, but its shards give {found}", file=file, fix=again)
+        if found != said:
+            raise CorruptIndex(f"{what}: it says {said}, but its shards give {found}", file=file, fix=again)
     return shards, totals, parts
 
 
 def _shard(entry: dict[str, Any]) -> ShardInfo:
     for name in ("nsamples", "filesize", "frames", "ignored"):
-        if type(entry[name]) is not int or entry[name] < 0:
-            raise ValueError(f"{name} is {entry[name]!r}, but must be a whole number from 0")
+        _count(name, entry[name])
     return ShardInfo(
         name=str(entry["url"]),
         samples=entry["nsamples"],
@@ -171,3 +175,9 @@ def _shard(entry: dict[str, Any]) -> ShardInfo:
         checksum=entry["checksum"],
         ignored=entry["ignored"],
     )
+
+
+def _count(name: str, value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{name} is {value!r}, but must be a whole number from 0")
+    return value

@@ -128,6 +128,8 @@ class Plan:
         self.batching = batching
         self._seconds = seconds
         self._name = name
+        # A batch takes a lane's rest at most; a rung of larger ones would be planned with room for what is not there.
+        self._size = min(batching.batch_size or 1, max(1, -(-order.num_samples // order.lanes)))
 
     def batches(self, epoch: int, count: int, stop: int | None = None) -> Iterator[PlannedBatch]:
         """The epoch's batches from `count` consumed samples on, the rest of a begun batch first, up to count `stop`.
@@ -169,7 +171,7 @@ class Plan:
         lanes, origin = self.order.lanes, self.batching.origin
         offset = max(origin, -(-count // lanes))
         if self.batching.batch_size is not None:
-            return origin + -(-(offset - origin) // self.batching.batch_size) * self.batching.batch_size
+            return origin + -(-(offset - origin) // self._size) * self._size
         window = self.order.window
         return offset if offset == origin else -(-offset // window) * window
 
@@ -185,13 +187,10 @@ class Plan:
 
     def _static_span(self) -> int:
         """Lane offsets of a static block: whole rungs."""
-        assert self.batching.batch_size is not None
-        rung = self.batching.batch_size * self.order.lanes
-        return self.batching.batch_size * max(1, _STATIC_BLOCK // rung)
+        return self._size * max(1, _STATIC_BLOCK // (self._size * self.order.lanes))
 
     def _static_block(self, epoch: int, k: int) -> Block:
-        size, lanes = self.batching.batch_size, self.order.lanes
-        assert size is not None
+        size, lanes = self._size, self.order.lanes
         span = self._static_span()
         first = self.batching.origin + k * span
         start, end = self.count_at(first), self.count_at(first + span)

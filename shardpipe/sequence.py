@@ -7,7 +7,7 @@ e begins at e * N. Only the index is ever read, never a shard.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,11 @@ from shardpipe.index import Index
 from shardpipe.order import Ints, Order, default_lanes
 from shardpipe.plan import Batching, Floats, Plan, PlannedBatch, Step, steps
 
-__all__ = ["STATE_FORMAT", "WINDOW", "BatchSequence"]
+__all__ = ["COUNT_MAX", "STATE_FORMAT", "WINDOW", "BatchSequence"]
 
 STATE_FORMAT = 1
+COUNT_MAX = 2**63
+"""Counts of consumed samples stay below: they, and the epochs that they make, are hashed as 64-bit words."""
 WINDOW = 8192
 """Default samples of a lane that are shuffled together."""
 
@@ -132,19 +134,29 @@ class BatchSequence:
         """Take a saved state's place and return its count. If the batching differs, the saved one first finishes its
         rung or super-window, and then this sequence's own holds.
 
-        Another dataset, seed, order or algorithm raises ResumeMismatch: the count would mean other samples.
+        Another dataset, seed, order or algorithm raises ResumeMismatch: the count would mean others. What `state`
+        never gave raises ConfigError.
         """
+        _check_state(state, isinstance(state, dict), "it must be a dict")
         own = {"format": STATE_FORMAT, "algorithm": ALGORITHM, "fingerprint": self.index.fingerprint}
         for field, current in {**own, "seed": self.order.seed}.items():
             if state.get(field) != current:
                 raise ResumeMismatch(field, state.get(field), current, fix=_FIXES[field])
-        parameters = dict(state["plan"])
+        plan: Any = state.get("plan")
+        consumed: Any = state.get("consumed_samples")
+        names = {*self._order_parameters(), *(field.name for field in fields(Batching))}
+        _check_state(plan, isinstance(plan, dict) and set(plan) == names, f"its plan must have {sorted(names)}")
+        counted = type(consumed) is int and 0 <= consumed < COUNT_MAX
+        _check_state(consumed, counted, "its consumed_samples must be a whole number in [0, 2**63)")
+        parameters = dict(plan)
         for field, current in self._order_parameters().items():
             if (saved := parameters.pop(field, None)) != current:
                 raise ResumeMismatch(field, saved, current, fix=_FIXES["plan"])
-        consumed = int(state["consumed_samples"])
-        self._change_batching(consumed, Batching(**parameters))
-        return consumed
+        saved = Batching(**parameters)
+        begun = 0 <= saved.origin * self.order.lanes <= consumed % self.num_samples
+        _check_state(saved.origin, begun, "the origin of its plan must lie before its consumed_samples")
+        self._change_batching(consumed, saved)
+        return int(consumed)
 
     def _change_batching(self, consumed: int, saved: Batching) -> None:
         new = replace(self.batching, origin=0)
@@ -177,3 +189,8 @@ class BatchSequence:
 
     def _order_parameters(self) -> dict[str, Any]:
         return {"window": self.order.window, "lanes": self.order.lanes, "shuffle": self.order.shuffle}
+
+
+def _check_state(value: object, holds: bool, rule: str) -> None:
+    if not holds:
+        raise ConfigError("state", value, rule, fix="It is damaged: load what state_dict() gave.")

@@ -154,5 +154,6 @@ def _as_store_error(url: str) -> Iterator[None]:
         raise StoreError(
             "there is no such file", url=url, fix="Check the path, and that the dataset is whole."
         ) from error
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:
+        # Not only OSError: file systems raise what their client libraries do, missing credentials for instance.
         raise StoreError(f"cannot be read ({error})", url=url, fix="Check the path and the permissions.") from error

@@ -463,3 +463,16 @@ def test_resampling_is_repeatable_and_leaves_torch_as_it_was() -> None:
         torch.set_num_threads(threads)
     assert np.array_equal(once, again)
     assert np.array_equal(resample(audio, 16000, 16000), to_float32(audio))
+
+
+def test_rates_with_no_small_ratio_are_refused_for_the_filter_they_would_need() -> None:
+    with pytest.raises(AudioError, match="16000 Hz cannot be resampled to 96001 Hz, .* 16000:96001"):
+        resample(make_audio(100), 16000, 96001)
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(3 * 10**9, 1), (16000, 2000)])
+def test_a_wav_header_that_promises_the_impossible(rate: int, channels: int) -> None:
+    data = bytearray(encode(np.zeros((4000, 1), np.int16), 16000, "wav"))
+    struct.pack_into("<HIIH", data, 22, channels, rate, rate % 2**32, 2 * channels)
+    with pytest.raises(AudioError, match=f"the header gives {channels} channels at {rate} Hz"):
+        probe(bytes(data))

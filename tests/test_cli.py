@@ -163,3 +163,18 @@ def test_progress_prints_plain_lines_off_a_terminal(
         "packing: 2 of 4, 0/s, 186.2 KiB/s, ETA 11.0 s",
         "packing: 4 of 4, 0/s, 204.8 KiB/s, ETA 0.0 s",
     ]
+
+
+@pytest.mark.parametrize("arguments", [("info",), ("info", "--json")])
+def test_output_that_cannot_be_written_is_an_error(data: Path, arguments: tuple[str, ...]) -> None:
+    command = [sys.executable, "-c", "from shardpipe.cli import main; main()", *arguments, str(data)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode != 0
+    assert done.stderr.startswith("shardpipe: standard output: cannot be written (No space left on device)")
+    assert "Traceback" not in done.stderr
+
+
+def test_counts_beyond_any_machine_are_refused(data: Path) -> None:
+    assert "--jobs" in shardpipe("verify", data, "--jobs", 10**11, code=2).stderr
+    assert "--world-size" in shardpipe("plan", data, "--batch-size", 4, "--world-size", 10**10, code=2).stderr

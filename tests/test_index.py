@@ -236,7 +236,15 @@ def test_seconds_cannot_be_changed_by_a_caller(tmp_path: Path) -> None:
         (lambda fields: fields["shardpipe"].update(format=2), "format version 2"),
         (lambda fields: fields["shardpipe"].update(samples=6), "samples: it says 6"),
         (lambda fields: fields["shardpipe"].update(fingerprint="0" * 64), "fingerprint: it says 0000"),
+        (lambda fields: fields["shardpipe"].pop("fingerprint"), "'fingerprint' is missing"),
         (lambda fields: fields["shardpipe"].update(parts=[]), "number of parts: it says 0"),
+        (lambda fields: fields["shardpipe"].update(size=1), "bytes: it says 1"),
+        (lambda fields: fields["shardpipe"].update(frames=1), "frames: it says 1"),
+        (lambda fields: fields["shardpipe"].update(seconds="long"), "not a manifest"),
+        (lambda fields: fields["shardpipe"].update(codecs={"wav": 4}), "samples by codec: it says 4"),
+        (lambda fields: fields["shardpipe"].update(codecs=[]), "not a manifest"),
+        (lambda fields: fields["shardpipe"].update(sample_rates={}), "samples by sample rate: it says 0"),
+        (lambda fields: fields["shardpipe"].update(rejected="2"), "rejected is '2'"),
         (lambda fields: fields["shardlist"].pop(), "its shards give"),
         (lambda fields: fields["shardlist"].reverse(), "fingerprint"),
         (lambda fields: fields["shardlist"][0].update(nsamples=-3), "nsamples is -3"),
@@ -275,7 +283,7 @@ def test_flipped_bytes_of_a_part_are_found(tmp_path: Path) -> None:
     wanted = [rows_of(0, 3), rows_of(1, 2)]
     unseen = []
     for at in range(0, len(data), 3):
-        path.write_bytes(data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :])
+        path.write_bytes(data[:at] + bytes([data[at] ^ (0x10, 0x80)[at % 2]]) + data[at + 1 :])
         index = Index.load(str(tmp_path))
         try:
             if [index.rows(0), index.rows(1)] != wanted:

@@ -149,7 +149,16 @@ def test_arguments_are_left_alone_and_not_kept() -> None:
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("seed", -1), ("seed", 2**63), ("window", 0), ("window", -3), ("lanes", 0), ("lanes", -1)],
+    [
+        ("seed", -1),
+        ("seed", 2**63),
+        ("window", 0),
+        ("window", -3),
+        ("window", 2**49),
+        ("lanes", 0),
+        ("lanes", -1),
+        ("lanes", 2**17),
+    ],
 )
 def test_a_setting_outside_its_rule_is_named(setting: str, value: int) -> None:
     with pytest.raises(ConfigError, match=f"{setting} is {value}") as error:

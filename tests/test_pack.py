@@ -359,6 +359,7 @@ def test_utterances_without_a_list_are_checked_as_well(tmp_path: Path) -> None:
         {"shard_samples": 0},
         {"jobs": 0},
         {"sample_rate": -1},
+        {"sample_rate": 10**7},
     ],
 )
 def test_options_outside_their_rules(options: dict[str, Any]) -> None:

@@ -423,6 +423,14 @@ def test_no_sample_and_one(batching: Batching) -> None:
     assert one.count_at(one.next_boundary(1)) == 1
 
 
+def test_batches_larger_than_a_lane_are_all_of_it() -> None:
+    epoch = Epoch(lengths=[2.0] * 11, lanes=3)
+    for origin in (0, 2):
+        huge, exact = (epoch.plan(Batching(batch_size=size, origin=origin)) for size in (2**80, 4))
+        assert flat(huge.batches(0, origin * 3)) == flat(exact.batches(0, origin * 3))
+        assert [huge.count_at(huge.next_boundary(count)) for count in (origin * 3, origin * 3 + 1)] == [origin * 3, 11]
+
+
 @pytest.mark.parametrize(
     ("settings", "name"),
     [

@@ -300,3 +300,42 @@ def test_left_out_samples_are_counted(data: Path, plan: dict[str, Any]) -> None:
 def test_limits_that_leave_nothing_are_refused(data: Path, plan: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="min_seconds"):
         list(ShardLoader(data, min_seconds=9, **plan))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"consumed_samples": -5},
+        {"consumed_samples": 3.7},
+        {"consumed_samples": "3"},
+        {"consumed_samples": 2**63},
+        {"plan": None},
+        {"plan": {"window": 8192}},
+        {"origin": 300},
+        {"origin": -3},
+        {"unknown": 1},
+    ],
+)
+def test_a_damaged_state_is_refused(data: Path, change: dict[str, Any]) -> None:
+    loader = ShardLoader(data, **STATIC)
+    state = loader.state_dict()
+    for name, value in change.items():
+        (state if name in state else state["plan"])[name] = value
+    with pytest.raises(ConfigError, match="load what state_dict"):
+        loader.load_state_dict(state)
+
+
+@pytest.mark.parametrize("state", [None, [], "state"])
+def test_what_is_no_state_is_refused(data: Path, state: Any) -> None:
+    with pytest.raises(ConfigError, match="it must be a dict"):
+        ShardLoader(data, **STATIC).load_state_dict(state)
+
+
+def test_numpy_numbers_are_numbers_and_fractions_no_counts(data: Path) -> None:
+    loader = ShardLoader(data, batch_size=np.int64(4), seed=np.int64(1), resume_samples=np.int64(5))
+    assert json.loads(json.dumps(loader.state_dict())) == loader.state_dict()
+    for name in ("seed", "window", "lanes", "batch_size", "resume_samples"):
+        with pytest.raises(TypeError):
+            ShardLoader(data, **{"batch_size": 4, name: 2.5})
+    with pytest.raises(ConfigError, match="resume_samples"):
+        ShardLoader(data, batch_size=4, resume_samples=2**63)

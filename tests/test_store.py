@@ -116,3 +116,15 @@ def test_counts_reads(tmp_path: Path) -> None:
     store.read("x", 3, 4)
     store.read("x")
     assert store.reads == [("x", 3, 4), ("x", 0, len(CONTENT))]
+
+
+def test_what_a_file_system_raises_is_an_error() -> None:
+    class Locked(fsspec.implementations.memory.MemoryFileSystem):
+        protocol = "locked"
+
+        def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: object) -> bytes:
+            raise RuntimeError("no credentials")
+
+    fsspec.register_implementation("locked", Locked)
+    with pytest.raises(StoreError, match=r"locked://set/a\.tar: cannot be read \(no credentials\)"):
+        open_store("locked://set").read("a.tar")

@@ -5,7 +5,18 @@ right, by measurement, and releases the GIL: see codecs.py for the table.
 """
 
 from shardpipe.audio.codecs import decode, detect, encode, probe
-from shardpipe.audio.common import AudioInfo
+from shardpipe.audio.common import SAMPLE_RATE_MAX, AudioInfo
 from shardpipe.audio.samples import resample, to_float32, to_int16, to_mono
 
-__all__ = ["AudioInfo", "decode", "detect", "encode", "probe", "resample", "to_float32", "to_int16", "to_mono"]
+__all__ = [
+    "SAMPLE_RATE_MAX",
+    "AudioInfo",
+    "decode",
+    "detect",
+    "encode",
+    "probe",
+    "resample",
+    "to_float32",
+    "to_int16",
+    "to_mono",
+]

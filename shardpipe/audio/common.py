@@ -11,7 +11,18 @@ import numpy.typing as npt
 
 from shardpipe.errors import AudioError
 
-__all__ = ["CONVERT", "TORN", "AudioInfo", "Bytes", "Samples", "bounded", "filled", "info_of", "short"]
+__all__ = [
+    "CONVERT",
+    "SAMPLE_RATE_MAX",
+    "TORN",
+    "AudioInfo",
+    "Bytes",
+    "Samples",
+    "bounded",
+    "filled",
+    "info_of",
+    "short",
+]
 
 Bytes: TypeAlias = bytes | memoryview
 Samples: TypeAlias = npt.NDArray[Any]
@@ -19,6 +30,10 @@ Samples: TypeAlias = npt.NDArray[Any]
 
 TORN = "Fetch or convert the file again, or leave it out."
 CONVERT = "Convert it to WAV or FLAC first."
+
+SAMPLE_RATE_MAX = 1_000_000
+"""Hz; more is a broken header, for recorders of ultrasound stay below."""
+_CHANNELS_MAX = 1024
 
 # 65535 frames of silence take 11 bytes of FLAC, 5760 take 2 bytes of Opus: more a byte than this is a broken header.
 _MAX_FRAMES_PER_BYTE = 8192
@@ -36,7 +51,7 @@ class AudioInfo:
 
 def info_of(codec: str, data: Bytes, frames: int, sample_rate: int, channels: int) -> AudioInfo:
     """The facts, once they are seen to be possible."""
-    if sample_rate < 1 or channels < 1:
+    if not (1 <= sample_rate <= SAMPLE_RATE_MAX and 1 <= channels <= _CHANNELS_MAX):
         raise AudioError(f"the header gives {channels} channels at {sample_rate} Hz", codec=codec, fix=TORN)
     if frames == 0:
         raise AudioError("the audio is empty (0 frames)", codec=codec, fix="Leave it out of the list.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,6 +13,9 @@ from shardpipe.errors import AudioError
 __all__ = ["resample", "to_float32", "to_int16", "to_mono"]
 
 _Array: TypeAlias = npt.NDArray[Any]
+
+# torchaudio tabulates its filter for every phase of the two rates in lowest terms: this many numbers take 0.6 GB.
+_FILTER_MAX = 1 << 24
 
 
 def to_float32(audio: _Array) -> npt.NDArray[np.float32]:
@@ -65,11 +69,18 @@ def resample(audio: _Array, from_rate: int, to_rate: int) -> npt.NDArray[np.floa
     """[frames] or [frames, channels] at another rate, as float32, ceil(frames * to_rate / from_rate) of them.
 
     torchaudio's windowed sinc (Hann, 6 zero crossings), on one thread, so that equal input gives equal output.
-    May overshoot [-1, 1] a little; `to_int16` and `encode` clip.
+    May overshoot [-1, 1] a little; `to_int16` and `encode` clip. Raises AudioError for rates with no small ratio.
     """
     samples = to_float32(audio)
     if from_rate == to_rate:
         return samples
+    divisor = math.gcd(from_rate, to_rate)
+    if (from_rate // divisor) * (to_rate // divisor) > _FILTER_MAX:
+        raise AudioError(
+            f"{from_rate} Hz cannot be resampled to {to_rate} Hz, for their ratio is {from_rate // divisor}:"
+            f"{to_rate // divisor} in lowest terms",
+            fix="Choose another sample rate, or resample it first to a common one.",
+        )
     import torch
     import torchaudio.functional
 

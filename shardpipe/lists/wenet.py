@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,10 +17,17 @@ _EXAMPLE = 'Give one JSON object a line, such as {"key": "utt1", "wav": "utt1.fl
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON number")
+    raise ValueError(f"{constant[:40]} is no JSON number")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse)
+def _finite(number: str) -> float:
+    if not math.isfinite(value := float(number)):
+        _refuse(number)
+    return value
+
+
+# What is kept in `extras` is written again: a number beyond a float's range would become Infinity, which is not JSON.
+_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
 
 
 def data_list(path: Path) -> Iterator[Entry]:

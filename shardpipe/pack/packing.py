@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+from shardpipe.audio import SAMPLE_RATE_MAX
 from shardpipe.errors import ConfigError, ListError
 from shardpipe.index import Index, stage_index
 from shardpipe.jobs import in_order
@@ -70,6 +71,8 @@ class PackOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(name, value, "it must be 1 or more")
+        if self.sample_rate is not None and self.sample_rate > SAMPLE_RATE_MAX:
+            raise ConfigError("sample_rate", self.sample_rate, f"it must be {SAMPLE_RATE_MAX} Hz or less")
 
 
 @dataclass(frozen=True, kw_only=True)
