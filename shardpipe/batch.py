@@ -102,7 +102,10 @@ class Maker:
         key = hash_key(self.sequence.order.seed, epoch, AUGMENT, ordinal)[0]
         rng = np.random.Generator(np.random.Philox(key=np.array([key, ordinal], np.uint64)))
         try:
-            return transform(sample, rng)
+            transformed = transform(sample, rng)
+            if not isinstance(transformed, Sample):
+                raise TypeError(f"a transform returns a Sample, and this one {type(transformed).__name__}")
+            return transformed
         except Exception as error:
             error.add_note(f"This came from the transform, for the sample {sample.key!r} in epoch {epoch}.")
             raise
@@ -127,7 +130,9 @@ def _padded(samples: list[Sample], work: Work, dtype: str) -> Batch:
     lengths = [len(sample.audio) for sample in samples]
     audio = np.zeros((len(samples), max(lengths)), dtype)
     for row, sample in zip(audio, samples):
-        if sample.audio.ndim != 1 or sample.audio.dtype.kind != audio.dtype.kind:
+        floats = audio.dtype.kind == sample.audio.dtype.kind == "f"
+        # Wider integers would wrap.
+        if sample.audio.ndim != 1 or not (floats or sample.audio.dtype == audio.dtype):
             found = f"{sample.audio.dtype} {list(sample.audio.shape)}"
             raise ValueError(f"the audio of sample {sample.key!r} must be {dtype} [T] after the transform, not {found}")
         row[: len(sample.audio)] = sample.audio

@@ -7,16 +7,17 @@ nothing that was merely prefetched is ever part of a state.
 from __future__ import annotations
 
 import os
+import pickle
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import islice
 from multiprocessing import get_context
 from operator import index as whole  # numpy's integers become int, which JSON takes; 2.5 is refused
 from typing import Any, Literal
 
 from shardpipe.batch import Batch, Collate, Maker, Sample, Skipped, Transform, Work
-from shardpipe.errors import ConfigError, check
+from shardpipe.errors import ConfigError, ShardpipeError, check
 from shardpipe.index import Index
 from shardpipe.plan import Batching, Step
 from shardpipe.sequence import COUNT_MAX, WINDOW, BatchSequence
@@ -86,6 +87,9 @@ class ShardLoader:
         check("workers", workers, workers >= 0, "it must not be negative")
         check("prefetch", prefetch, prefetch >= 1, "it must be at least 1")
         check("on_error", on_error, on_error in ("raise", "skip"), 'it must be "raise" or "skip"')
+        if workers:
+            _check_picklable("transform", transform)
+            _check_picklable("collate", collate)
         batching = Batching(
             batch_size=None if batch_size is None else whole(batch_size),
             batch_seconds=None if batch_seconds is None else float(batch_seconds),
@@ -168,7 +172,7 @@ class ShardLoader:
             self._fill(ahead, steps, executor, make)
             while ahead:
                 step, future = ahead.popleft()
-                batch, skipped = future.result()
+                batch, skipped = _result(future)
                 self._fill(ahead, steps, executor, make)
                 if self._iteration is not mine:
                     raise RuntimeError("another `for` over this loader has begun, or a state was loaded")
@@ -226,6 +230,26 @@ class ShardLoader:
         """
         self._consumed = self._sequence.restore(state)
         self._iteration = None
+
+
+def _result(future: Future[tuple[Any, list[Skipped]]]) -> tuple[Any, list[Skipped]]:
+    try:
+        return future.result()
+    except BrokenExecutor as error:
+        raise ShardpipeError(
+            "a worker process died",
+            fix="Memory may have run out (take fewer workers), the transform may have crashed, or the script that "
+            'starts the loader lacks `if __name__ == "__main__":`.',
+        ) from error
+
+
+def _check_picklable(name: str, function: object) -> None:
+    """Raises ConfigError for what cannot travel to worker processes."""
+    try:
+        pickle.dumps(function)
+    except Exception as error:
+        rule = f"with workers it must pickle, and does not ({error})"
+        raise ConfigError(name, function, rule, fix="Define it at the top level of a module.") from error
 
 
 _installed: Maker | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from shardpipe import Batch, Sample, ShardLoader
-from shardpipe.errors import AudioError, ConfigError, ShardError, StoreError
+from shardpipe.errors import AudioError, ConfigError, ShardError, ShardpipeError, StoreError
 from shardpipe.index import Index
 from shardpipe.read import coalesce, decode_row, read_ranges, rows_of
 from shardpipe.store import LocalStore
@@ -150,6 +151,39 @@ def test_a_transform_that_returns_something_else(data: Path, audio: Any) -> None
 
     with pytest.raises(ValueError, match="'utt00000' must be float32"):
         list(ShardLoader(data, batch_size=4, shuffle=False, transform=odd))
+
+
+def test_integers_that_would_wrap_are_refused(data: Path) -> None:
+    def wide(sample: Sample, rng: np.random.Generator) -> Sample:
+        sample.audio = sample.audio.astype(np.int32) * 1000
+        return sample
+
+    with pytest.raises(ValueError, match=r"'utt00000' must be int16 \[T\] after the transform, not int32"):
+        list(ShardLoader(data, batch_size=4, shuffle=False, dtype="int16", transform=wide))
+
+
+def test_a_transform_that_returns_no_sample(data: Path) -> None:
+    def forgetful(sample: Sample, rng: np.random.Generator) -> Any:
+        sample.audio = -sample.audio
+
+    with pytest.raises(TypeError, match="returns a Sample, and this one NoneType") as error:
+        list(ShardLoader(data, batch_size=4, shuffle=False, transform=forgetful))
+    assert "'utt00000' in epoch 0" in error.value.__notes__[0]
+
+
+@pytest.mark.parametrize("name", ["transform", "collate"])
+def test_what_cannot_travel_to_workers_is_refused_at_once(data: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is .*lambda.* it must pickle.*top level of a module"):
+        ShardLoader(data, batch_size=4, workers=2, **{name: lambda *given: given[0]})
+
+
+def crashing(sample: Sample, rng: np.random.Generator) -> Sample:
+    os._exit(3)
+
+
+def test_a_worker_that_dies_is_an_error(data: Path) -> None:
+    with pytest.raises(ShardpipeError, match=r"a worker process died\. Memory may"):
+        list(ShardLoader(data, batch_size=4, workers=1, transform=crashing))
 
 
 def damaged(data: Path, tmp_path: Path, key: str) -> Path:
