@@ -191,6 +191,26 @@ def test_an_error_keeps_what_is_finished_for_the_next_try(tmp_path: Path) -> Non
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("left", [None, 0, 600])
+@pytest.mark.parametrize("name", ["shard-000001.tar", "shard-000001.parquet"])
+def test_a_finished_shard_that_came_to_harm_is_made_again(tmp_path: Path, name: str, left: int | None) -> None:
+    data_list = write_list(tmp_path / "speech", 10)
+    broken = tmp_path / "speech/audio/utt00009.flac"
+    data = broken.read_bytes()
+    run(data_list, tmp_path / "whole", shard_samples=3)
+    broken.write_bytes(b"")
+    with pytest.raises(AudioError, match="is empty"):
+        run(data_list, tmp_path / "out", shard_samples=3)
+    broken.write_bytes(data)
+    harmed = tmp_path / "out/.packing" / name
+    if left is None:
+        harmed.unlink()
+    else:
+        os.truncate(harmed, left)
+    assert run(data_list, tmp_path / "out", shard_samples=3).shards_kept == 1
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
 def test_an_unfinished_pack_can_be_dropped(tmp_path: Path) -> None:
     data_list = write_list(tmp_path / "speech", 10)
     runs_until(25, data_list, tmp_path / "out", shard_samples=2)

@@ -59,12 +59,12 @@ class GrowingShards:
         self._writer: ShardWriter | None = None
 
     def recover(self, *, with_rejections: bool) -> int:
-        """Takes up the finished shards and returns the number of utterances they cover.
+        """Takes up the finished shards, up to the first that has come to harm since, and returns the number of
+        utterances they cover.
 
         Those from the first one with rejections on are taken up only if wanted.
         """
-        while (marker := self._path("parquet")).exists():
-            finished = _Finished(**json.loads(pq.read_schema(marker).metadata[_METADATA]))
+        while finished := self._finished_earlier():
             if finished.rejected and not with_rejections:
                 break
             self._finished.append(finished)
@@ -127,6 +127,16 @@ class GrowingShards:
         """What was left out so far."""
         for rejected in (*(finished.rejected for finished in self._finished), self._rejected):
             yield from (Rejection(**fields) for fields in rejected)
+
+    def _finished_earlier(self) -> _Finished | None:
+        """The next shard, if an earlier run finished it and both of its files are as it left them."""
+        try:
+            table = pq.read_table(self._path("parquet"), use_threads=False)
+            finished = _Finished(**json.loads(table.schema.metadata[_METADATA]))
+            whole = self._path("tar").stat().st_size == finished.size
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
+            return None
+        return finished if whole else None
 
     def _is_full(self, more: int) -> bool:
         assert self._writer is not None
