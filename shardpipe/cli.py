@@ -6,6 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -273,6 +274,8 @@ def _print_made(made: PackReport | IndexReport, as_json: bool, **notes: str) -> 
 
 def main() -> None:
     """Entry point: exit code 0 done, 1 the data is at fault, 2 the command line is."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # keys are of any script, and a terminal's locale may not be
     try:
         app()
     except ConfigError as error:

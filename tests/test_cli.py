@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -178,3 +179,14 @@ def test_output_that_cannot_be_written_is_an_error(data: Path, arguments: tuple[
 def test_counts_beyond_any_machine_are_refused(data: Path) -> None:
     assert "--jobs" in shardpipe("verify", data, "--jobs", 10**11, code=2).stderr
     assert "--world-size" in shardpipe("plan", data, "--batch-size", 4, "--world-size", 10**10, code=2).stderr
+
+
+def test_keys_that_the_terminal_cannot_show_are_escaped(tmp_path: Path) -> None:
+    source = write_list(tmp_path, 1)
+    source.write_text(source.read_text().replace('utt00000", "', 'д", "', 1))
+    command = [sys.executable, "-c", "from shardpipe.cli import main; main()"]
+    shardpipe("pack", source, "-o", tmp_path / "packed")
+    for option in ((), ("--json",)):
+        at = [*command, "at", str(tmp_path / "packed"), "--consumed", "0", "--batch-size", "1", *option]
+        done = subprocess.run(at, capture_output=True, check=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+        assert b"\\u0434" in done.stdout
