@@ -154,7 +154,7 @@ class _StoreFile(io.RawIOBase):
     def __init__(self, store: Store, name: str) -> None:
         self._store = store
         self._name = name
-        self._size = store.size(name)
+        self._size = store.stat(name).size
         self._at = 0
         self._held = (0, b"")
 

@@ -130,7 +130,7 @@ class ShardReader:
     def __init__(self, store: Store, name: str) -> None:
         self._store = store
         self.name = name
-        self.size = store.size(name)
+        self.size = store.stat(name).size
         self._md5 = hashlib.md5(usedforsecurity=False)
         self._buffer = b""
         self._start = 0  # of the buffer in the file

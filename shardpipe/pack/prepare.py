@@ -110,7 +110,7 @@ def _audio(utterance: Utterance, target: str, sample_rate: int | None) -> tuple[
 def _segment(path: str, start: float, end: float | None) -> tuple[npt.NDArray[Any], int, str]:
     """Samples, their rate and the codec they came from."""
     store, name = _store_of(path)
-    size = store.size(name)
+    size = store.stat(name).size
     if "://" not in path:
         try:
             if found := read_segment(path, start, end):

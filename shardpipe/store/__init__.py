@@ -1,0 +1,12 @@
+"""Byte ranges of a dataset, wherever it lies. The only package that knows fsspec.
+
+A store is rooted at a dataset's folder; names are relative to it, as the manifest writes them, or absolute.
+"""
+
+from shardpipe.store.base import Stat, Store
+from shardpipe.store.counting import CountingStore
+from shardpipe.store.local import LocalStore
+from shardpipe.store.opening import open_store
+from shardpipe.store.remote import FsspecStore
+
+__all__ = ["CountingStore", "FsspecStore", "LocalStore", "Stat", "Store", "open_store"]

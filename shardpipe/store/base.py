@@ -1,0 +1,64 @@
+"""What a store is, and what all of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from shardpipe.errors import StoreError
+
+__all__ = ["Stat", "Store", "as_store_error", "whole"]
+
+
+class Stat(NamedTuple):
+    """What a store knows of a file without reading it."""
+
+    size: int
+    """In bytes."""
+    version: str
+    """Another one whenever the content is another: an object's ETag, a file's time of change."""
+
+
+@runtime_checkable
+class Store(Protocol):
+    """What the read side needs of a place that holds a dataset. Safe to call from many threads."""
+
+    @property
+    def url(self) -> str:
+        """The root, for messages; it holds no credentials."""
+
+    @property
+    def parallel(self) -> int:
+        """Reads worth having under way at once: 1 where one waits for nothing, many where each takes a round trip."""
+
+    def stat(self, name: str) -> Stat:
+        """Size and version of `name` as they are now. Raises StoreError."""
+
+    def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        """`length` bytes of `name` from `offset`, the rest of it if None. Raises StoreError, on a short read too."""
+
+
+def whole(data: bytes, url: str, offset: int, length: int) -> bytes:
+    """`data`, if it is as long as it was asked to be."""
+    if len(data) != length:
+        raise StoreError(
+            f"asked for {length} bytes at {offset}, got {len(data)}",
+            url=url,
+            fix="The file is shorter than its index says: run `shardpipe verify` on the dataset.",
+        )
+    return data
+
+
+@contextmanager
+def as_store_error(url: str) -> Iterator[None]:
+    """Turns what a file system raises into a StoreError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise StoreError(
+            "there is no such file", url=url, fix="Check the path, and that the dataset is whole."
+        ) from error
+    except Exception as error:
+        # Not only OSError: file systems raise what their client libraries do, missing credentials for instance.
+        raise StoreError(f"cannot be read ({error})", url=url, fix="Check the path and the permissions.") from error

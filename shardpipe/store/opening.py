@@ -1,0 +1,23 @@
+"""From what a user gives as a dataset's place to its store."""
+
+from __future__ import annotations
+
+import os
+
+from shardpipe.store.base import Store
+from shardpipe.store.local import LocalStore
+from shardpipe.store.remote import FsspecStore
+
+__all__ = ["open_store"]
+
+
+def open_store(data: str | os.PathLike[str] | Store) -> Store:
+    """The store for a directory, a `file://` or other fsspec URL, or a store itself."""
+    if isinstance(data, Store):
+        return data
+    url = os.fspath(data)
+    if "://" not in url:
+        return LocalStore(url)
+    if url.startswith("file://"):
+        return LocalStore(url.removeprefix("file://"))
+    return FsspecStore(url)
