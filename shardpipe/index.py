@@ -7,17 +7,18 @@ checked against it: a shard's rows against their checksum, the whole against the
 from __future__ import annotations
 
 import math
-import threading
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterable, Sized
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from shardpipe.errors import CorruptIndex
+from shardpipe.lru import LoadingCache
 from shardpipe.manifest import (
     MANIFEST,
     PART_SHARDS,
@@ -36,7 +37,6 @@ __all__ = ["MANIFEST", "SHARD_LIST", "Index", "ShardInfo", "Totals", "stage_inde
 SHARD_LIST = "shards.list"
 
 _OPEN_PARTS = 16  # a parsed footer of 512 row groups takes about 6 MB
-_T = TypeVar("_T")
 
 
 class Index:
@@ -74,7 +74,7 @@ class Index:
                 raise self._mismatch(shard, "the rows differ from the checksum in the manifest")
             return rows
 
-        rows: pa.RecordBatch = self._cached((shard, "rows"), load, lambda rows: rows.nbytes)
+        rows: pa.RecordBatch = self._cache.get((shard, "rows"), load, lambda rows: rows.nbytes)
         return rows
 
     def seconds(self, shard: int) -> np.ndarray:
@@ -89,58 +89,41 @@ class Index:
             seconds.flags.writeable = False
             return seconds
 
-        seconds: np.ndarray = self._cached((shard, "seconds"), load, lambda seconds: seconds.nbytes)
+        seconds: np.ndarray = self._cache.get((shard, "seconds"), load, lambda seconds: seconds.nbytes)
         return seconds
 
+    def load_ahead(self, shards: Iterable[int], *, seconds: bool = False) -> None:
+        """Loads the shards' rows, or their `seconds`, many at a time where the store takes a while to answer."""
+        load: Callable[[int], object] = self.seconds if seconds else self.rows
+        missing = [shard for shard in shards if (shard, "seconds" if seconds else "rows") not in self._cache]
+        if self.store.parallel > 1 and len(missing) > 1:
+            with ThreadPoolExecutor(min(self.store.parallel, len(missing)), thread_name_prefix="shardpipe") as pool:
+                for _ in pool.map(load, missing):
+                    pass
+
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in self._caches}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_cache", "_parts")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._start_caches()
 
-    _caches = ("_lock", "_loading", "_parts", "_cached_bytes", "_cache")
-
     def _start_caches(self) -> None:
-        self._lock = threading.Lock()
-        self._loading = threading.Lock()
-        self._parts: OrderedDict[int, PartReader] = OrderedDict()
-        self._cached_bytes = 0
-        self._cache: OrderedDict[tuple[int, str], tuple[Any, int]] = OrderedDict()
-
-    def _cached(self, key: tuple[int, str], load: Callable[[], _T], size_of: Callable[[_T], int]) -> _T:
-        value: _T
-        with self._lock:
-            if key in self._cache:
-                self._cache.move_to_end(key)
-                value = self._cache[key][0]
-                return value
-        with self._loading:
-            with self._lock:  # another thread may have loaded it meanwhile
-                if key in self._cache:
-                    value = self._cache[key][0]
-                    return value
-            value = load()
-        with self._lock:
-            self._cache[key] = (value, size_of(value))
-            self._cached_bytes += size_of(value)
-            while self._cached_bytes > self._cache_bytes and len(self._cache) > 1:
-                _, (_, size) = self._cache.popitem(last=False)
-                self._cached_bytes -= size
-        return value
+        self._cache = LoadingCache(self._cache_bytes)
+        self._parts = LoadingCache(_OPEN_PARTS)
 
     def _read(self, shard: int, columns: list[str] | None) -> pa.RecordBatch:
-        """A row group of the part that holds the shard; called by one thread at a time."""
+        """A row group of the part that holds the shard."""
         if not self.counts[shard]:
             empty = rows_batch([])
             return empty if columns is None else empty.select(columns)
         part, place = divmod(shard, PART_SHARDS)
         filled = self.counts[part * PART_SHARDS : (part + 1) * PART_SHARDS] > 0
-        reader = self._parts.pop(part, None) or PartReader(self.store, self._names[part], int(filled.sum()))
-        self._parts[part] = reader
-        if len(self._parts) > _OPEN_PARTS:
-            self._parts.popitem(last=False)
-        rows = reader.read(int(filled[:place].sum()), columns)
+
+        def load() -> PartReader:
+            return PartReader(self.store, self._names[part], int(filled.sum()))
+
+        rows = self._parts.get(part, load, lambda _: 1).read(int(filled[:place].sum()), columns)
         if rows.num_rows != self.counts[shard]:
             raise self._mismatch(shard, f"{rows.num_rows} rows, but the manifest counts {self.counts[shard]}")
         return rows

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,29 +107,33 @@ def write_part(path: Path, batches: Iterable[pa.RecordBatch]) -> None:
 
 
 class PartReader:
-    """One part, its footer read. Not safe to share between threads. Raises CorruptIndex and StoreError."""
+    """One part, its footer read once; every read of a row group is one read of the store, from any thread.
+
+    Raises CorruptIndex and StoreError.
+    """
 
     def __init__(self, store: Store, name: str, row_groups: int) -> None:
         self._where = f"{store.url}/{name}"
-        self._bytes = _StoreFile(store, name)
-        file: Any = self._bytes
+        self._store = store
+        self._name = name
+        self._size = store.stat(name).size
         try:
-            # Without pre_buffer: it reads in Arrow's own threads, and one that still holds a Python object when the
-            # interpreter ends aborts the process. `hold` makes one read of a row group instead.
-            self._file = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
+            self._metadata = _opened(_Window(self._size, self._read_range)).metadata
         # A ValueError is one of names: pyarrow decodes those of a damaged footer as they are.
         except (pa.ArrowException, OSError, ValueError) as error:
             raise self._corrupt(f"not a readable Parquet file ({error})") from error
-        if not self._file.schema_arrow.equals(SCHEMA):
-            raise self._corrupt(f"the columns are {self._file.schema_arrow.names}, not {SCHEMA.names}")
-        if self._file.num_row_groups != row_groups:
-            raise self._corrupt(f"{self._file.num_row_groups} row groups, but the manifest counts {row_groups}")
+        schema = self._metadata.schema.to_arrow_schema()
+        if not schema.equals(SCHEMA):
+            raise self._corrupt(f"the columns are {schema.names}, not {SCHEMA.names}")
+        if self._metadata.num_row_groups != row_groups:
+            raise self._corrupt(f"{self._metadata.num_row_groups} row groups, but the manifest counts {row_groups}")
 
     def read(self, row_group: int, columns: list[str] | None = None) -> pa.RecordBatch:
         """One row group as one batch: all columns in SCHEMA's order, or those named."""
         try:
-            self._bytes.hold(*self._range(row_group, columns))
-            table = self._file.read_row_group(row_group, columns=columns, use_threads=False)
+            start, end = self._range(row_group, columns)
+            window = _Window(self._size, self._read_range, held=(start, self._read_range(start, end)))
+            table = _opened(window, self._metadata).read_row_group(row_group, columns=columns, use_threads=False)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise self._corrupt(f"row group {row_group} cannot be read ({error})") from error
         if not table.num_rows:
@@ -138,30 +142,36 @@ class PartReader:
 
     def _range(self, row_group: int, columns: list[str] | None) -> tuple[int, int]:
         """(first byte, end) of the columns' chunks."""
-        group = self._file.metadata.row_group(row_group)
+        group = self._metadata.row_group(row_group)
         chunks = [group.column(i) for i in range(group.num_columns)]
         wanted = [chunk for chunk in chunks if columns is None or chunk.path_in_schema in columns]
         starts = [chunk.dictionary_page_offset or chunk.data_page_offset for chunk in wanted]
         return min(starts), max(start + chunk.total_compressed_size for start, chunk in zip(starts, wanted))
 
+    def _read_range(self, start: int, end: int) -> bytes:
+        """As much of a range as lies in the file."""
+        start, end = max(0, start), min(end, self._size)
+        return self._store.read(self._name, start, end - start) if start < end else b""
+
     def _corrupt(self, what: str) -> CorruptIndex:
         return CorruptIndex(what, file=self._where, fix="Index the shards again with `shardpipe index`.")
 
 
-class _StoreFile(io.RawIOBase):
-    """A name in a store as the seekable file that pyarrow reads."""
+def _opened(window: _Window, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
+    file: Any = window
+    # Without pre_buffer: it reads in Arrow's own threads, and one that still holds a Python object when the interpreter
+    # ends aborts the process.
+    return pq.ParquetFile(file, metadata=metadata, pre_buffer=False, page_checksum_verification=True)
 
-    def __init__(self, store: Store, name: str) -> None:
-        self._store = store
-        self._name = name
-        self._size = store.stat(name).size
+
+class _Window(io.RawIOBase):
+    """A file of `size` bytes as the seekable file that pyarrow reads; a range that is `held` is not read again."""
+
+    def __init__(self, size: int, read: Callable[[int, int], bytes], *, held: tuple[int, bytes] = (0, b"")) -> None:
+        self._size = size
+        self._read = read
+        self._held = held
         self._at = 0
-        self._held = (0, b"")
-
-    def hold(self, start: int, end: int) -> None:
-        """Reads a range at once, from which later reads are served; as much of it as lies in the file."""
-        start, end = max(0, start), min(end, self._size)
-        self._held = (start, self._store.read(self._name, start, end - start) if start < end else b"")
 
     def readable(self) -> bool:
         return True
@@ -184,6 +194,6 @@ class _StoreFile(io.RawIOBase):
         if start <= self._at and self._at + wanted <= start + len(held):
             buffer[:wanted] = held[self._at - start :][:wanted]
         else:
-            buffer[:wanted] = self._store.read(self._name, self._at, wanted)
+            buffer[:wanted] = self._read(self._at, self._at + wanted)
         self._at += wanted
         return wanted

@@ -113,6 +113,7 @@ class BatchSequence:
         lengths = np.empty(len(positions))
         by_shard = np.argsort(shards, kind="stable")
         present, first = np.unique(shards[by_shard], return_index=True)
+        self.index.load_ahead(present.tolist(), seconds=True)
         for shard, here in zip(present, np.split(by_shard, first[1:])):
             lengths[here] = self.index.seconds(int(shard))[places[here]]
         return lengths

@@ -15,7 +15,7 @@ PACKAGE = Path(shardpipe.__file__).parent
 # A module imports from the lines above its own, never from its own line or below.
 LAYERS = [
     {"errors"},
-    {"store", "publish", "lists", "audio", "bijection", "cut", "jobs", "console"},
+    {"store", "publish", "lists", "audio", "bijection", "cut", "jobs", "console", "lru"},
     {"shard", "parts", "order"},
     {"manifest", "scan", "plan"},
     {"index"},
