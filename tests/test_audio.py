@@ -14,7 +14,18 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from shardpipe.audio import AudioInfo, decode, detect, encode, probe, resample, to_float32, to_int16, to_mono
+from shardpipe.audio import (
+    AudioInfo,
+    decode,
+    decode_into,
+    detect,
+    encode,
+    probe,
+    resample,
+    to_float32,
+    to_int16,
+    to_mono,
+)
 from shardpipe.audio.ogg import seal_ogg
 from shardpipe.audio.wav import decode_wav
 from shardpipe.errors import AudioError
@@ -81,6 +92,25 @@ def test_threads_decode_as_one_does(codec: str) -> None:
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda data: decode(data, codec), files))
     assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int16"])
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize(
+    ("codec", "subtype"), [*((codec, "") for codec in CODECS), ("flac", "PCM_24"), ("wav", "PCM_U8"), ("wav", "FLOAT")]
+)
+def test_decoding_into_an_array_is_decoding(codec: str, subtype: str, channels: int, dtype: str) -> None:
+    data = make_bytes(codec, 5000, channels=channels, subtype=subtype)
+    wanted = to_mono(decode(data, codec, dtype))
+    padded = np.full(len(wanted) + 2, 7, dtype)
+    decode_into(data, codec, padded[1:-1])
+    assert np.array_equal(padded[1:-1], wanted)
+    assert (padded[0], padded[-1]) == (7, 7), "nothing beside it is touched"
+    for length in (len(wanted) - 1, len(wanted) + 1):
+        with pytest.raises(AudioError, match=f"{len(wanted)} frames decoded, {length} expected"):
+            decode_into(data, codec, np.empty(length, dtype))
+    with pytest.raises(AudioError):
+        decode_into(data[: len(data) // 2], codec, np.empty(len(wanted), dtype))
 
 
 @pytest.mark.parametrize("frames", [1, 4095, 4096, 4097, 20000])

@@ -9,14 +9,14 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from shardpipe.audio.common import CONVERT, TORN, AudioInfo, Bytes, Samples
-from shardpipe.audio.drlibs import decode_flac, decode_mp3, probe_flac, probe_mp3
+from shardpipe.audio.drlibs import decode_flac, decode_flac_into, decode_mp3, probe_flac, probe_mp3
 from shardpipe.audio.ogg import decode_opus, decode_vorbis, probe_opus, probe_vorbis, seal_ogg
-from shardpipe.audio.samples import to_float32, to_int16
+from shardpipe.audio.samples import to_float32, to_int16, to_mono
 from shardpipe.audio.sndfile import encode_sndfile
-from shardpipe.audio.wav import decode_wav, encode_wav, probe_wav
+from shardpipe.audio.wav import decode_wav, decode_wav_into, encode_wav, probe_wav
 from shardpipe.errors import AudioError
 
-__all__ = ["CODECS", "decode", "detect", "encode", "probe"]
+__all__ = ["CODECS", "decode", "decode_into", "detect", "encode", "probe"]
 
 
 class _Codec(NamedTuple):
@@ -24,6 +24,8 @@ class _Codec(NamedTuple):
     decode: Callable[[Bytes], Samples]
     """int16 for up to 16 bits, float32 in [-1, 1] for more."""
     encode: Callable[[Samples, int], bytes] | None = None
+    decode_into: Callable[[Bytes, Samples], bool] | None = None
+    """Mono samples straight into an array, without one of its own between; False for what it leaves to `decode`."""
 
 
 def _encode_flac(audio: Samples, sample_rate: int) -> bytes:
@@ -35,8 +37,8 @@ def _encode_opus(audio: Samples, sample_rate: int) -> bytes:
 
 
 CODECS: Final[dict[str, _Codec]] = {
-    "wav": _Codec(probe_wav, decode_wav, encode_wav),
-    "flac": _Codec(probe_flac, decode_flac, _encode_flac),
+    "wav": _Codec(probe_wav, decode_wav, encode_wav, decode_wav_into),
+    "flac": _Codec(probe_flac, decode_flac, _encode_flac, decode_flac_into),
     "mp3": _Codec(probe_mp3, decode_mp3),
     "ogg": _Codec(probe_vorbis, decode_vorbis),
     "opus": _Codec(probe_opus, decode_opus, _encode_opus),
@@ -84,14 +86,36 @@ def decode(data: Bytes, codec: str, dtype: str = "float32") -> Samples:
     """
     if dtype not in ("float32", "int16"):
         raise ValueError(f"dtype is {dtype!r}, but must be float32 or int16")
-    if (found := detect(data)) != codec:
-        raise AudioError(f"the bytes are {found}, not {codec}", codec=codec, fix="Index the dataset again.")
-    samples = CODECS[codec].decode(data)
+    samples = _of(data, codec).decode(data)
     if dtype == "float32":
         return to_float32(samples)
     samples = to_int16(samples)
     # What numpy reads straight from the file's bytes cannot be written to.
     return samples if samples.flags.writeable else samples.copy()
+
+
+def decode_into(data: Bytes, codec: str, out: Samples) -> None:
+    """Puts what `to_mono(decode(...))` would give into `out`: [frames], float32 or int16, contiguous.
+
+    Raises AudioError as `decode` does, and if there are more or fewer than `out` holds.
+    """
+    entry = _of(data, codec)
+    if entry.decode_into and entry.decode_into(data, out):
+        return
+    samples = to_mono(decode(data, codec, out.dtype.name))
+    if len(samples) != len(out):
+        raise AudioError(
+            f"{len(samples)} frames decoded, {len(out)} expected",
+            codec=codec,
+            fix="The decoder of this machine disagrees with the one that packed: pack again here, or align versions.",
+        )
+    out[:] = samples
+
+
+def _of(data: Bytes, codec: str) -> _Codec:
+    if (found := detect(data)) != codec:
+        raise AudioError(f"the bytes are {found}, not {codec}", codec=codec, fix="Index the dataset again.")
+    return CODECS[codec]
 
 
 def encode(audio: Samples, sample_rate: int, codec: str) -> bytes:

@@ -13,7 +13,7 @@ import numpy as np
 from shardpipe.audio.common import TORN, AudioInfo, Bytes, Samples, filled, info_of, short
 from shardpipe.errors import AudioError
 
-__all__ = ["decode_flac", "decode_mp3", "probe_flac", "probe_mp3"]
+__all__ = ["decode_flac", "decode_flac_into", "decode_mp3", "probe_flac", "probe_mp3"]
 
 _ffi: Any = miniaudio.ffi
 _lib: Any = miniaudio.lib
@@ -57,6 +57,21 @@ def decode_flac(data: Bytes) -> Samples:
         # dr_flac leaves out a block whose CRC is wrong, so a flipped bit shows as too few frames.
         read = _lib.ma_dr_flac_read_pcm_frames_s16 if whole else _lib.ma_dr_flac_read_pcm_frames_f32
         return filled(info, np.int16 if whole else np.float32, lambda out: read(flac, len(out), _pointer(out)))
+
+
+def decode_flac_into(data: Bytes, out: Samples) -> bool:
+    """Puts mono samples straight into `out` [frames], if that has their number format and length; else False."""
+    with _opened_flac(data) as flac:
+        info = _flac_info(data, flac)
+        if info.channels != 1 or info.frames != len(out) or (out.dtype == np.int16 and flac.bitsPerSample > 16):
+            return False
+        floats = out.dtype == np.float32
+        # Both divide by the same power of two, so neither way rounds.
+        read = _lib.ma_dr_flac_read_pcm_frames_f32 if floats else _lib.ma_dr_flac_read_pcm_frames_s16
+        got = read(flac, len(out), _pointer(out)) + read(flac, 1, _pointer(np.empty(1, out.dtype)))
+    if got != info.frames:
+        raise short("flac", info.frames, got)
+    return True
 
 
 def _pointer(out: Samples) -> Any:

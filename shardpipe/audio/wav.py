@@ -12,7 +12,7 @@ from shardpipe.audio.common import TORN, AudioInfo, Bytes, Samples, bounded, inf
 from shardpipe.audio.sndfile import decode_sndfile, probe_sndfile
 from shardpipe.errors import AudioError
 
-__all__ = ["decode_wav", "encode_wav", "probe_wav"]
+__all__ = ["decode_wav", "decode_wav_into", "encode_wav", "probe_wav"]
 
 
 class _Wav(NamedTuple):
@@ -118,6 +118,20 @@ def decode_wav(data: Bytes) -> Samples:
     info = info_of("wav", data, (wav.end - wav.begin) // wav.block, wav.sample_rate, wav.channels)
     raw = memoryview(data)[wav.begin : wav.begin + info.frames * wav.block]
     return _PCM[wav.kind](raw).reshape(info.frames, info.channels)
+
+
+def decode_wav_into(data: Bytes, out: Samples) -> bool:
+    """Puts mono 16-bit samples straight into `out` [frames], if they are that and as many; else False."""
+    wav = _parse_wav(data)
+    if wav.kind != (1, 16) or wav.block != 2 or wav.end - wav.begin != 2 * len(out):
+        return False
+    info_of("wav", data, len(out), wav.sample_rate, 1)
+    samples = np.frombuffer(data, "<i2", len(out), wav.begin)
+    if out.dtype == np.int16:
+        out[:] = samples
+    else:
+        np.multiply(samples, np.float32(1 / 32768), out=out)
+    return True
 
 
 def encode_wav(audio: Samples, sample_rate: int) -> bytes:
