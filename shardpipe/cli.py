@@ -32,7 +32,16 @@ app = typer.Typer(
 )
 
 Data = Annotated[str, typer.Argument(metavar="DIR", help="A dataset's folder or URL.")]
-Out = Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Folder of the new dataset or index.")]
+Out = Annotated[str, typer.Option("-o", "--out", metavar="DIR", help="Folder or URL of the new dataset or index.")]
+Staging = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR",
+        help="Where a dataset for a URL grows, in a folder named by the URL, with room for two shards. A run that was "
+        "cut short goes on from there. By default ~/.cache/shardpipe/packing.",
+        show_default=False,
+    ),
+]
 Jobs = Annotated[int, typer.Option(help="Processes that read and decode.", min=1, max=1024)]
 OnError = Annotated[
     Literal["fail", "skip"], typer.Option(help="What a bad sample does: end it, or be left out and listed.")
@@ -99,6 +108,7 @@ def pack_command(
     on_error: OnError = "fail",
     fix_keys: Annotated[bool, typer.Option("--fix-keys", help="Map characters that keys must not hold.")] = False,
     overwrite: Overwrite = False,
+    staging: Staging = None,
     as_json: Json = False,
 ) -> None:
     """Pack a list of audio and text into tar shards with an index. Killed and run again, it goes on."""
@@ -114,23 +124,26 @@ def pack_command(
         fix_keys=fix_keys,
     )
     with progress("packing") as report:
-        packed = pack(source, out, options=options, progress=report)
+        packed = pack(source, out, options=options, staging=staging, progress=report)
     kept = f", {packed.shards_kept:,} of them from an earlier run" if packed.shards_kept else ""
     _print_made(packed, as_json, shards=kept)
 
 
 @app.command()
 def index(
-    tars: Annotated[list[str], typer.Argument(metavar="TARS...", help="Paths with wildcards or braces, quoted.")],
+    tars: Annotated[list[str], typer.Argument(metavar="TARS...", help="Paths or URLs, or quoted patterns of them.")],
     out: Out,
     jobs: Jobs = 1,
     on_error: OnError = "fail",
     overwrite: Overwrite = False,
+    staging: Staging = None,
     as_json: Json = False,
 ) -> None:
     """Index tars that are there already, where they lie and as they are."""
     with progress("indexing") as report:
-        made = index_tars(tars, out, jobs=jobs, on_error=on_error, overwrite=overwrite, progress=report)
+        made = index_tars(
+            tars, out, jobs=jobs, on_error=on_error, overwrite=overwrite, staging=staging, progress=report
+        )
     _print_made(made, as_json, text=f"{made.without_text:,} samples without", ignored=f"{made.ignored:,} members")
 
 
@@ -255,9 +268,8 @@ def demo(
 
 
 def _print_made(made: PackReport | IndexReport, as_json: bool, **notes: str) -> None:
-    facts: dict[str, Any] = asdict(made) | {"out": str(made.out)}
     if as_json:
-        print_json(facts)
+        print_json(asdict(made))
         return
     rows = {
         "samples": f"{made.samples:,}",
@@ -268,8 +280,8 @@ def _print_made(made: PackReport | IndexReport, as_json: bool, **notes: str) -> 
         "fingerprint": made.fingerprint,
     }
     if made.rejected:
-        rows["rejected"] = f"{made.rejected:,}, listed in {made.out / 'rejected.jsonl'}"
-    print_table(str(made.out), rows)
+        rows["rejected"] = f"{made.rejected:,}, listed in {made.out}/rejected.jsonl"
+    print_table(made.out, rows)
 
 
 def main() -> None:

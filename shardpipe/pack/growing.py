@@ -11,10 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shardpipe.manifest import ShardInfo
-from shardpipe.pack.staging import shard_name
+from shardpipe.pack.contents import shard_name
+from shardpipe.pack.destination import Destination
 from shardpipe.parts import SCHEMA, Row, rows_batch
 from shardpipe.publish import publish, writing
 from shardpipe.shard import END_BYTES, ShardWriter
+from shardpipe.store import Stat
 
 __all__ = ["GrowingShards", "Rejection"]
 
@@ -35,19 +37,22 @@ class _Finished:
     """What the commit marker of a shard says besides its rows."""
 
     size: int
+    version: str
     md5: str
     stop: int
     rejected: list[dict[str, str]]
 
 
 class GrowingShards:
-    """The shards in a staging folder. A shard is finished once its rows lie beside it: DIR/shard-000000.{tar,parquet}.
+    """The shards of a dataset that grows.
+
+    One is finished once its tar is where the destination keeps it and its rows lie in staging: shard-000000.parquet.
 
     A sample starts a new shard where it would not fit into `max_bytes` of tar, or would be sample max_samples + 1.
     """
 
-    def __init__(self, folder: Path, *, max_bytes: int | None, max_samples: int | None) -> None:
-        self._folder = folder
+    def __init__(self, destination: Destination, *, max_bytes: int | None, max_samples: int | None) -> None:
+        self._destination = destination
         self._max_bytes = max_bytes
         self._max_samples = max_samples
         self._finished: list[_Finished] = []
@@ -64,7 +69,8 @@ class GrowingShards:
 
         Those from the first one with rejections on are taken up only if wanted.
         """
-        while finished := self._finished_earlier():
+        kept = self._destination.kept()
+        while finished := self._finished_earlier(kept):
             if finished.rejected and not with_rejections:
                 break
             self._finished.append(finished)
@@ -100,8 +106,8 @@ class GrowingShards:
         if self._writer is None:
             return
         self._writer.finish()
-        publish(self._path("tar.new"), self._path("tar"))
-        finished = _Finished(size=self._writer.size, md5=self._writer.md5, stop=stop, rejected=self._rejected)
+        size, version = self._destination.keep(self._path("tar.new"), shard_name(self.count))
+        finished = _Finished(size=size, version=version, md5=self._writer.md5, stop=stop, rejected=self._rejected)
         metadata = {_METADATA: json.dumps(finished.__dict__, ensure_ascii=False).encode()}
         table = pa.Table.from_batches([rows_batch(self._rows)]).replace_schema_metadata(metadata)
         with writing(self._path("parquet.new")):
@@ -119,7 +125,7 @@ class GrowingShards:
     def shards(self) -> Iterator[tuple[ShardInfo, pa.RecordBatch]]:
         """The finished shards with their rows."""
         for number, finished in enumerate(self._finished):
-            table = pq.read_table(self._folder / shard_name(number).replace(".tar", ".parquet"), use_threads=False)
+            table = pq.read_table(self._path("parquet", number), use_threads=False)
             rows = table.replace_schema_metadata(None).cast(SCHEMA).combine_chunks().to_batches()[0]
             yield ShardInfo.of(rows, name=shard_name(number), size=finished.size, md5=finished.md5), rows
 
@@ -128,15 +134,14 @@ class GrowingShards:
         for rejected in (*(finished.rejected for finished in self._finished), self._rejected):
             yield from (Rejection(**fields) for fields in rejected)
 
-    def _finished_earlier(self) -> _Finished | None:
+    def _finished_earlier(self, kept: dict[str, Stat]) -> _Finished | None:
         """The next shard, if an earlier run finished it and both of its files are as it left them."""
         try:
             table = pq.read_table(self._path("parquet"), use_threads=False)
             finished = _Finished(**json.loads(table.schema.metadata[_METADATA]))
-            whole = self._path("tar").stat().st_size == finished.size
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
             return None
-        return finished if whole else None
+        return finished if kept.get(shard_name(self.count)) == (finished.size, finished.version) else None
 
     def _is_full(self, more: int) -> bool:
         assert self._writer is not None
@@ -144,5 +149,6 @@ class GrowingShards:
             return True
         return self._max_bytes is not None and self._writer.size + more + END_BYTES > self._max_bytes
 
-    def _path(self, suffix: str) -> Path:
-        return self._folder / shard_name(self.count).replace("tar", suffix)
+    def _path(self, suffix: str, number: int | None = None) -> Path:
+        name = shard_name(self.count if number is None else number)
+        return self._destination.staging / name.replace("tar", suffix)

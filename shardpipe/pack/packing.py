@@ -1,8 +1,8 @@
 """A list of utterances becomes a dataset: shards of a wanted size, their index, and the manifest last.
 
 Worker processes read and encode; this process alone writes, in the list's order, so the bytes are the same for any
-number of jobs. Finished shards wait in DIR/.packing until all are there: killed at any moment and run again, packing
-goes on after the last of them.
+number of jobs. Finished shards wait at their destination until all are there: killed at any moment and run again,
+packing goes on after the last of them.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from shardpipe.errors import ConfigError, ListError
 from shardpipe.index import Index, stage_index
 from shardpipe.jobs import in_order
 from shardpipe.lists import Utterance, check_key, read_list
+from shardpipe.pack.contents import REJECTED, Contents, shard_name, unfinished
+from shardpipe.pack.destination import JOB, Destination, destination_at
 from shardpipe.pack.growing import GrowingShards, Rejection
 from shardpipe.pack.prepare import FORMATS, Prepared, prepare
-from shardpipe.pack.staging import JOB, REJECTED, Staging, occupied, shard_name
+from shardpipe.pack.staging import Staging
 from shardpipe.publish import write_file
 
 __all__ = ["PackOptions", "PackReport", "Progress", "pack"]
@@ -77,9 +79,10 @@ class PackOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PackReport:
-    """What a pack left in its folder, this run's work and that of earlier, interrupted ones."""
+    """What a pack left at its destination, this run's work and that of earlier, interrupted ones."""
 
-    out: Path
+    out: str
+    """Folder or URL."""
     samples: int
     shards: int
     size: int
@@ -98,9 +101,13 @@ def pack(
     out: str | os.PathLike[str],
     *,
     options: PackOptions | None = None,
+    staging: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> PackReport:
-    """Packs a list (a file, a Kaldi directory, or utterances) into the folder `out`.
+    """Packs a list (a file, a Kaldi directory, or utterances) into the folder `out`, or to such a URL.
+
+    For a URL the shards grow in a folder of their own in `staging` (default: ~/.cache/shardpipe/packing), each is
+    uploaded when it is finished, and a further run must find that folder to go on. A folder needs no `staging`.
 
     Raises ListError for a bad list and AudioError for bad audio, unless on_error="skip" and something is left;
     StoreError where `out` holds something else or cannot be written. An error leaves finished shards for the next try,
@@ -111,25 +118,23 @@ def pack(
     digest = _digest(utterances, options)
     if options.shuffle_seed is not None:
         utterances.sort(key=partial(_shuffle_key, options.shuffle_seed))
-    with Staging.open(Path(out)) as staging:
-        if staging.packed == digest and (staging.has_finished_earlier or not options.overwrite):
-            if staging.job == digest:
-                staging.remove()
-            return _report(staging.out)
-        staging.check_free(overwrite=options.overwrite)
-        if staging.job not in (None, digest) and not options.overwrite:
-            raise occupied(
-                staging.out,
-                "it holds an unfinished pack of another list or other options",
-                "Run that command again to finish it, choose another folder, or pass --overwrite to drop it.",
-            )
-        if staging.job != digest:
-            staging.begin(digest)
-        shards = _grow(staging.path, utterances, options, progress)
+    destination = destination_at(out, staging)
+    with Staging.open(destination) as folder:
+        contents = Contents(destination)
+        if contents.packed == digest and (folder.has_finished_earlier or not options.overwrite):
+            if folder.job == digest:
+                folder.remove()
+            return _report(destination)
+        contents.check_free(digest, overwrite=options.overwrite)
+        if folder.job not in (None, digest) and not options.overwrite:
+            raise unfinished(destination.url)
+        folder.begin(digest)
+        shards = _grow(destination, utterances, options, progress)
         if not shards.count:
             raise _nothing_left([*rejections, *shards.rejections()])
-        _publish(staging, shards, rejections, digest)
-        return _report(staging.out, kept=shards.kept)
+        names = _stage_index(folder.path, shards, rejections, digest)
+        folder.publish(names, stale=contents.index | contents.shards)
+        return _report(destination, kept=shards.kept)
 
 
 def _read(
@@ -188,11 +193,11 @@ def _shuffle_key(seed: int, utterance: Utterance) -> bytes:
 
 
 def _grow(
-    folder: Path, utterances: Sequence[Utterance], options: PackOptions, progress: Progress | None
+    destination: Destination, utterances: Sequence[Utterance], options: PackOptions, progress: Progress | None
 ) -> GrowingShards:
     """Writes the shards that are not finished yet."""
     max_bytes = options.shard_size or (None if options.shard_samples else 512 << 20)
-    shards = GrowingShards(folder, max_bytes=max_bytes, max_samples=options.shard_samples)
+    shards = GrowingShards(destination, max_bytes=max_bytes, max_samples=options.shard_samples)
     skip = options.on_error == "skip"
     done = shards.recover(with_rejections=skip)
     work = partial(prepare, target=options.format, sample_rate=options.sample_rate)
@@ -225,23 +230,24 @@ def _chunks(utterances: Sequence[Utterance]) -> Iterator[list[Utterance]]:
     yield chunk
 
 
-def _publish(staging: Staging, shards: GrowingShards, of_list: list[Rejection], digest: str) -> None:
+def _stage_index(folder: Path, shards: GrowingShards, of_list: list[Rejection], digest: str) -> list[str]:
+    """Writes all that is not a shard; returns the names to publish, in that order."""
     rejections = [*of_list, *shards.rejections()]
-    _, index = stage_index(staging.path, shards.shards(), rejected=rejections)
-    write_file(staging.path / JOB, json.dumps({"digest": digest, "shards": shards.count}).encode())
+    _, index = stage_index(folder, shards.shards(), rejected=rejections)
+    write_file(folder / JOB, json.dumps({"digest": digest, "shards": shards.count}).encode())
     names = [*(shard_name(number) for number in range(shards.count)), JOB]
     if rejections:
         lines = [json.dumps(asdict(rejection), ensure_ascii=False) + "\n" for rejection in rejections]
-        write_file(staging.path / REJECTED, "".join(lines).encode())
+        write_file(folder / REJECTED, "".join(lines).encode())
         names.append(REJECTED)
-    staging.publish([*names, *index], stale=staging.old_index() | staging.old_shards())
+    return [*names, *index]
 
 
-def _report(out: Path, *, kept: int | None = None) -> PackReport:
-    index = Index.load(str(out))
+def _report(destination: Destination, *, kept: int | None = None) -> PackReport:
+    index = Index.load(destination.store)
     totals = index.totals
     return PackReport(
-        out=out,
+        out=destination.url,
         samples=totals.samples,
         shards=len(index.shards),
         size=totals.size,

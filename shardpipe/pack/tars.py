@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -16,14 +15,17 @@ from braceexpand import braceexpand
 from shardpipe.errors import ConfigError, ShardError, StoreError
 from shardpipe.index import SHARD_LIST, Index, ShardInfo, stage_index
 from shardpipe.jobs import in_order
+from shardpipe.pack.contents import REJECTED, Contents, occupied
+from shardpipe.pack.destination import destination_at
 from shardpipe.pack.growing import Rejection
 from shardpipe.pack.packing import Progress
-from shardpipe.pack.staging import REJECTED, Staging, occupied
+from shardpipe.pack.staging import Staging
 from shardpipe.parts import rows_batch
 from shardpipe.publish import write_file
 from shardpipe.scan import Scan, inspect
 from shardpipe.shard import ShardReader
-from shardpipe.store import LocalStore
+from shardpipe.store import LocalStore, Store, open_store
+from shardpipe.store.urls import find_urls, is_url
 
 __all__ = ["IndexReport", "index_tars"]
 
@@ -32,7 +34,8 @@ __all__ = ["IndexReport", "index_tars"]
 class IndexReport:
     """What an index holds, and what of the tars it does not."""
 
-    out: Path
+    out: str
+    """Folder or URL."""
     samples: int
     shards: int
     size: int
@@ -68,25 +71,30 @@ def index_tars(
     jobs: int = 1,
     on_error: str = "fail",
     overwrite: bool = False,
+    staging: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> IndexReport:
-    """Writes the index of existing tars into the folder `out`; the tars stay as they are and where they are.
+    """Writes the index of existing tars into the folder or to the URL `out`; the tars stay as they are and where they
+    are. For a URL it is made in a folder of its own in `staging`, as by `pack`.
 
-    `patterns` are paths with wildcards or braces ("DIR/*.tar", "DIR/{a,b}-{00..99}.tar"). The manifest names the tars
-    relative to `out`, so that both can be moved together. Samples that cannot be used raise ShardError or, with
+    `patterns` are paths or URLs with wildcards or braces ("DIR/*.tar", "s3://bucket/{a,b}-{00..99}.tar"). The manifest
+    names paths, and URLs under `out`, relative to `out`, so that both can be moved together; other URLs it names as
+    they are. Samples that cannot be used raise ShardError or, with
     on_error="skip", are left out and listed in rejected.jsonl; a damaged tar always raises. Raises StoreError where
     nothing matches, or `out` holds an index and `overwrite` is not set, or cannot be written.
     """
     if on_error not in ("fail", "skip"):
         raise ConfigError("on_error", on_error, "it must be fail or skip")
-    out = Path(out)
+    destination = destination_at(out, staging)
     paths = _expand([patterns] if isinstance(patterns, str) else patterns)
-    with Staging.open(out) as staging:
-        if staging.job is not None:
-            raise occupied(out, "it holds an unfinished pack", "Finish that first, or choose another folder.")
-        staging.check_index_free(overwrite=overwrite)
-        base = os.path.realpath(out)
-        tasks = [[_Task(i, path, os.path.relpath(path, base))] for i, path in enumerate(paths)]
+    tasks = [[_Task(i, path, _name(path, destination.url))] for i, path in enumerate(paths)]
+    with Staging.open(destination) as folder:
+        contents = Contents(destination)
+        if folder.job is not None:
+            raise occupied(
+                destination.url, "it holds an unfinished pack", "Finish that first, or choose another place."
+            )
+        contents.check_index_free(overwrite=overwrite)
         rejections: list[Rejection] = []
         without_text = 0
 
@@ -105,19 +113,19 @@ def index_tars(
                     progress(number + 1, len(tasks), read)
                 yield result.info, result.rows
 
-        totals, names = stage_index(staging.path, shards(), rejected=rejections)
+        totals, names = stage_index(folder.path, shards(), rejected=rejections)
         if not totals.samples:
             raise ShardError("no sample in any of the tars", shard=paths[0], fix="Check that these are the right tars.")
         if rejections:
             lines = [json.dumps(asdict(rejection), ensure_ascii=False) + "\n" for rejection in rejections]
-            write_file(staging.path / REJECTED, "".join(lines).encode())
+            write_file(folder.path / REJECTED, "".join(lines).encode())
             names.insert(0, REJECTED)
-        if (out / SHARD_LIST).exists():
+        if SHARD_LIST in contents.index:
             names.remove(SHARD_LIST)  # WeNet's users have one of their own
-        staging.publish(names, stale=staging.old_index() - {SHARD_LIST})
-    index = Index.load(str(out))
+        folder.publish(names, stale=contents.index - {SHARD_LIST})
+    index = Index.load(destination.store)
     return IndexReport(
-        out=out,
+        out=destination.url,
         samples=totals.samples,
         shards=len(index.shards),
         size=totals.size,
@@ -130,20 +138,35 @@ def index_tars(
 
 
 def _expand(patterns: Iterable[str]) -> list[str]:
-    """The real paths of all files that match, in the patterns' order, each pattern's sorted, none twice."""
+    """The real paths and the URLs of all files that match, in the patterns' order, each one's sorted, none twice."""
     found: dict[str, None] = {}
     for pattern in patterns:
         for path in braceexpand(pattern):
-            matches = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else [path]  # noqa: PTH207
-            if not matches:
-                raise StoreError("no file matches", url=pattern, fix="Check the pattern, and quote it for the shell.")
-            found.update((os.path.realpath(match), None) for match in matches)
+            found.update((match, None) for match in (find_urls(path) if is_url(path) else _find(path)))
     return list(found)
+
+
+def _find(pattern: str) -> list[str]:
+    path = pattern.removeprefix("file://")
+    matches = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else [path]  # noqa: PTH207
+    if not matches:
+        raise StoreError("no file matches", url=pattern, fix="Check the pattern, and quote it for the shell.")
+    return [os.path.realpath(match) for match in matches]
+
+
+def _name(path: str, out: str) -> str:
+    """How the manifest of a dataset at `out` names a tar."""
+    if is_url(path):
+        return path.removeprefix(f"{out}/")
+    if is_url(out):
+        fix = "Upload the tars first, or put the index into a folder of this machine."
+        raise ConfigError("tars", path, f"{out} cannot name what lies on this machine", fix=fix)
+    return os.path.relpath(path, os.path.realpath(out))
 
 
 def _index(tasks: list[_Task]) -> list[_Result]:
     (task,) = tasks
-    reader = ShardReader(LocalStore("/"), task.path)
+    reader = ShardReader(_store_of(task.path), task.path)
     scan = Scan(reader, task.number, inspect)
     found = list(scan)
     samples = [sample for sample in found if not isinstance(sample, ShardError)]
@@ -151,6 +174,10 @@ def _index(tasks: list[_Task]) -> list[_Result]:
     ignored = scan.members - sum(sample.members for sample in samples)
     info = ShardInfo.of(rows, name=task.name, size=reader.size, md5=reader.md5, ignored=ignored)
     return [_Result(info, rows, [sample for sample in found if isinstance(sample, ShardError)])]
+
+
+def _store_of(path: str) -> Store:
+    return open_store(path.rpartition("/")[0]) if is_url(path) else LocalStore("/")
 
 
 def _check_keys(result: _Result, number: int, keys: dict[str, int], paths: list[str]) -> None:

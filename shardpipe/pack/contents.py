@@ -1,0 +1,119 @@
+"""What lies at a destination already: whose it is, and whether it may be replaced.
+
+Files of others are never touched.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+from shardpipe.errors import StoreError
+from shardpipe.index import MANIFEST, SHARD_LIST
+from shardpipe.pack.destination import JOB, Destination
+
+__all__ = ["REJECTED", "Contents", "occupied", "shard_name", "unfinished"]
+
+REJECTED = "rejected.jsonl"
+
+_SHARD = re.compile(r"shard-\d{6,}\.tar")
+_PART = re.compile(r"index/part-\d{5,}\.parquet")
+
+
+def shard_name(number: int) -> str:
+    """The name of a packed shard."""
+    return f"shard-{number:06d}.tar"
+
+
+def occupied(url: str, what: str, fix: str) -> StoreError:
+    """The error of a place that cannot be written to because of what it holds."""
+    return StoreError(what, url=url, fix=fix)
+
+
+class Contents:
+    """The files at a destination, as they were when this was made. Raises StoreError."""
+
+    def __init__(self, destination: Destination) -> None:
+        self._url = destination.url
+        self._names = set(destination.listing())
+        self._job = _job(destination) if JOB in self._names else {}
+
+    @property
+    def packed(self) -> str | None:
+        """The digest of the job that made the dataset; None if there is none, or shardpipe did not pack it."""
+        return self._digest if MANIFEST in self._names and self._shards is not None else None
+
+    @property
+    def index(self) -> set[str]:
+        """The files of an index, but for its manifest."""
+        return {name for name in self._names if _PART.fullmatch(name) or name in (SHARD_LIST, REJECTED, JOB)}
+
+    @property
+    def shards(self) -> set[str]:
+        """The shards that shardpipe packed, be they of a dataset or of an unfinished pack."""
+        if self._digest is None:
+            return set()
+        if self._shards is None:
+            return self._tars
+        return {shard_name(number) for number in range(self._shards)} & self._names
+
+    def check_free(self, digest: str, *, overwrite: bool) -> None:
+        """Raises StoreError unless the job of this digest may be packed here."""
+        if MANIFEST in self._names or self._digest is None:
+            self.check_index_free(overwrite=overwrite)
+        elif self._digest != digest and not overwrite:
+            raise unfinished(self._url)
+        ours = self.index | self.shards if MANIFEST in self._names or self._digest is not None else set[str]()
+        for name in (*sorted(self._tars), SHARD_LIST):
+            if name in self._names and name not in ours:
+                raise self._foreign(name)
+
+    def check_index_free(self, *, overwrite: bool) -> None:
+        """Raises StoreError unless an index may be put here, whatever tars lie here."""
+        if MANIFEST in self._names:
+            if not overwrite:
+                raise occupied(self._url, "it holds another dataset", "Choose another place, or pass --overwrite.")
+        elif self._digest is not None and self._shards is None:
+            raise occupied(self._url, "it holds an unfinished pack", "Finish that first, or choose another place.")
+        else:
+            for name in sorted(self.index - {SHARD_LIST}):
+                raise self._foreign(name)
+
+    @property
+    def _tars(self) -> set[str]:
+        return {name for name in self._names if _SHARD.fullmatch(name)}
+
+    @property
+    def _digest(self) -> str | None:
+        digest = self._job.get("digest")
+        return digest if isinstance(digest, str) else None
+
+    @property
+    def _shards(self) -> int | None:
+        """How many the finished job packed; None for an unfinished one."""
+        shards = self._job.get("shards")
+        return shards if isinstance(shards, int) else None
+
+    def _foreign(self, name: str) -> StoreError:
+        return occupied(
+            self._url,
+            f"{name} lies there, which shardpipe did not write",
+            "Choose another place, or move such files away: --overwrite does not touch them.",
+        )
+
+
+def unfinished(url: str) -> StoreError:
+    """The error of a place where another job is to go on."""
+    return occupied(
+        url,
+        "it holds an unfinished pack of another list or other options",
+        "Run that command again to finish it, choose another place, or pass --overwrite to drop it.",
+    )
+
+
+def _job(destination: Destination) -> dict[str, object]:
+    try:
+        job = json.loads(destination.store.read(JOB))
+    except ValueError:
+        return {}
+    return job if isinstance(job, dict) else {}

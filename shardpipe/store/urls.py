@@ -1,0 +1,54 @@
+"""URLs as users write them: whether they may be written down, and which files a pattern means."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit
+
+import fsspec
+
+from shardpipe.errors import ConfigError, StoreError
+from shardpipe.store.base import as_store_error
+
+__all__ = ["checked_url", "find_urls", "is_url"]
+
+
+def is_url(place: str) -> bool:
+    """Whether a place is named by a URL, not by a path of this machine."""
+    return "://" in place and not place.startswith("file://")
+
+
+def checked_url(setting: str, url: str, *, wildcards: bool = False) -> str:
+    """The URL, which may go into manifests, lists and messages. Raises ConfigError if it may hold credentials.
+
+    With `wildcards`, a question mark begins a query string only where a NAME=VALUE follows.
+    """
+    parts = urlsplit(url)
+    shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    fix = "Keep credentials where the client library looks for them: its environment variables or files."
+    if "@" in parts.netloc:
+        raise ConfigError(setting, shown, "it came with a user name, which would be written down", fix=fix)
+    if "=" in parts.query if wildcards else "?" in url:
+        raise ConfigError(setting, shown, "it came with a query string, which would be written down", fix=fix)
+    return url
+
+
+def find_urls(pattern: str) -> list[str]:
+    """The URLs of the files that match a pattern with wildcards, sorted; the URL itself if it has none.
+
+    Raises StoreError where nothing matches, ConfigError for a URL with credentials.
+    """
+    checked_url("tars", pattern, wildcards=True)
+    if not _has_magic(pattern):
+        return [pattern]
+    with as_store_error(pattern):
+        # Without the cache of listings: files may have come since it was made.
+        fs, path = fsspec.core.url_to_fs(pattern, use_listings_cache=False)
+        matches = sorted(fs.unstrip_protocol(match) for match in fs.glob(path))
+    if not matches:
+        raise StoreError("no file matches", url=pattern, fix="Check the pattern, and quote it for the shell.")
+    return matches
+
+
+def _has_magic(url: str) -> bool:
+    return re.search(r"[*?[]", url) is not None
