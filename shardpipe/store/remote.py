@@ -20,7 +20,8 @@ class FsspecStore:
         self._url = url.rstrip("/")
         self._options = options
         with as_store_error(self._url):
-            self._fs, self._root = fsspec.core.url_to_fs(self._url, **options)
+            # Without the cache of listings: what was listed before is not what lies there now.
+            self._fs, self._root = fsspec.core.url_to_fs(self._url, **{"use_listings_cache": False, **options})
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _open_fsspec, (self._url, self._options)

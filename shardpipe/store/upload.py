@@ -32,10 +32,7 @@ class Uploads:
 
     def __init__(self, url: str) -> None:
         self.store = FsspecStore(checked_url("out", url))
-        # Another process may write to the place: what was listed before says nothing.
-        self._fs, self._root = _attempted(
-            lambda: fsspec.core.url_to_fs(self.url, use_listings_cache=False), self.url, "opened"
-        )
+        self._fs, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
 
     @property
     def url(self) -> str:
