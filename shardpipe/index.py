@@ -30,7 +30,7 @@ from shardpipe.manifest import (
 )
 from shardpipe.parts import PartReader, rows_batch, rows_checksum, write_part
 from shardpipe.publish import write_file, writing
-from shardpipe.store import Store, open_store
+from shardpipe.store import Store, open_store, resolving
 
 __all__ = ["MANIFEST", "SHARD_LIST", "Index", "ShardInfo", "Totals", "stage_index"]
 
@@ -63,6 +63,7 @@ class Index:
         """
         store = open_store(data)
         shards, totals, parts = parse_manifest(store.read(MANIFEST), f"{store.url}/{MANIFEST}")
+        store = resolving(store, (shard.name for shard in shards))
         return cls(store, shards, totals, parts, cache_bytes=cache_bytes)
 
     def rows(self, shard: int) -> pa.RecordBatch:

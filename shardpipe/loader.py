@@ -103,7 +103,7 @@ class ShardLoader:
         )
         self._make = Maker(
             sequence=self._sequence,
-            store=store,
+            store=index.store,
             transform=transform,
             collate=collate,
             dtype=dtype,

@@ -8,5 +8,6 @@ from shardpipe.store.counting import CountingStore
 from shardpipe.store.local import LocalStore
 from shardpipe.store.opening import open_store
 from shardpipe.store.remote import FsspecStore
+from shardpipe.store.resolving import resolving
 
-__all__ = ["CountingStore", "FsspecStore", "LocalStore", "Stat", "Store", "open_store"]
+__all__ = ["CountingStore", "FsspecStore", "LocalStore", "Stat", "Store", "open_store", "resolving"]

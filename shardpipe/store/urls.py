@@ -10,12 +10,17 @@ import fsspec
 from shardpipe.errors import ConfigError, StoreError
 from shardpipe.store.base import as_store_error
 
-__all__ = ["checked_url", "find_urls", "is_url"]
+__all__ = ["checked_url", "find_urls", "is_url", "scheme_of"]
 
 
 def is_url(place: str) -> bool:
     """Whether a place is named by a URL, not by a path of this machine."""
     return "://" in place and not place.startswith("file://")
+
+
+def scheme_of(place: str) -> str:
+    """What stands before the "://" of a URL, which says how to get there; empty for a path."""
+    return place.partition("://")[0] if "://" in place else ""
 
 
 def checked_url(setting: str, url: str, *, wildcards: bool = False) -> str:

@@ -1,0 +1,46 @@
+"""A dataset whose index lies in one place and whose shards lie in others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from shardpipe.store.base import Stat, Store
+from shardpipe.store.opening import open_store
+from shardpipe.store.urls import is_url, scheme_of
+
+__all__ = ["resolving"]
+
+
+def resolving(store: Store, names: Iterable[str]) -> Store:
+    """The store itself, or one that opens as well those of `names` that are URLs of a kind which it does not know."""
+    own = scheme_of(store.url)
+    elsewhere: dict[str, Store] = {}
+    for name in names:
+        if is_url(name) and (scheme := scheme_of(name)) not in (own, *elsewhere):
+            elsewhere[scheme] = open_store(name.rpartition("/")[0])
+    return _ResolvingStore(store, elsewhere) if elsewhere else store
+
+
+class _ResolvingStore:
+    """A store, and for every scheme of absolute names beyond it another one."""
+
+    def __init__(self, store: Store, elsewhere: dict[str, Store]) -> None:
+        self._store = store
+        self._elsewhere = elsewhere
+
+    @property
+    def url(self) -> str:
+        return self._store.url
+
+    @property
+    def parallel(self) -> int:
+        return max(store.parallel for store in (self._store, *self._elsewhere.values()))
+
+    def stat(self, name: str) -> Stat:
+        return self._of(name).stat(name)
+
+    def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        return self._of(name).read(name, offset, length)
+
+    def _of(self, name: str) -> Store:
+        return self._elsewhere.get(scheme_of(name), self._store)
