@@ -15,10 +15,10 @@ PACKAGE = Path(shardpipe.__file__).parent
 # A module imports from the lines above its own, never from its own line or below.
 LAYERS = [
     {"errors"},
-    {"store", "publish", "lists", "audio", "bijection", "cut", "jobs", "console", "lru"},
+    {"store", "publish", "quota", "lists", "audio", "bijection", "cut", "jobs", "console", "lru"},
     {"shard", "parts", "order"},
     {"manifest", "scan", "plan"},
-    {"index"},
+    {"index", "cache"},
     {"sequence", "read"},
     {"pack", "verify", "batch", "explain"},
     {"loader"},
