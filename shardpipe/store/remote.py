@@ -2,55 +2,161 @@
 
 from __future__ import annotations
 
+import posixpath
+from collections.abc import Callable
 from typing import Any
 
 import fsspec
+from fsspec.asyn import sync
 
+from shardpipe.errors import StoreError
 from shardpipe.store.base import Stat, as_store_error, whole
+from shardpipe.store.redact import secrets_in, shown_url, split_url
+from shardpipe.store.retry import Retry, RetryingStore
 
-__all__ = ["FsspecStore"]
+__all__ = ["FsspecStore", "stat_of"]
+
+_PARALLEL = 32
+_S3 = ("s3", "s3a")
 
 
-class FsspecStore:
-    """Any URL that fsspec can open: `s3://bucket/set`, `memory://set` and so on."""
+class FsspecStore(RetryingStore):
+    """Any URL that fsspec can open: `s3://bucket/set`, `https://host/set`, `memory://set` and so on.
 
-    parallel = 32
+    `options` go to the file system, credentials among them where they do not come from the environment; nothing that
+    the store shows holds a user, a password, a query string or a secret option. `retry` bounds every call, and a
+    library's own retries are off where we know how (s3fs). An attempt that exceeds its time is cancelled, so it holds
+    no connection; file systems that are not asynchronous (sftp, smb, hdfs) cannot be cancelled, and there the limits in
+    `options` are what counts.
+    """
 
-    def __init__(self, url: str, **options: Any) -> None:
-        self._url = url.rstrip("/")
-        self._options = options
-        with as_store_error(self._url):
-            # Without the cache of listings: what was listed before is not what lies there now.
-            self._fs, self._root = fsspec.core.url_to_fs(self._url, **{"use_listings_cache": False, **options})
+    def __init__(self, url: str, *, retry: Retry | None = None, **options: Any) -> None:
+        retry = retry or Retry()
+        super().__init__(_OneAttempt(url, retry, options), retry)
+
+
+class _OneAttempt:
+    """Every call is one attempt at one request, but for a look at what lies there after a short read."""
+
+    parallel = _PARALLEL
+
+    def __init__(self, url: str, retry: Retry, options: dict[str, Any]) -> None:
+        self._given = (url, retry, options)
+        self._retry = retry
+        # A query string (an Azure SAS, say) follows every file's path.
+        self._base, self._query = split_url(url)
+        self._base = self._base.rstrip("/")
+        self.url = shown_url(self._base)
+        self._secrets = secrets_in(url, options)
+        self._stats: dict[str, Stat] = {}
+        with as_store_error(self.url, self._secrets):
+            self._fs, _ = fsspec.core.url_to_fs(self._base, **_with_defaults(self._base, retry, options))
+        if _is_s3(self._base):
+            self._fs.retries = 1
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _open_fsspec, (self._url, self._options)
-
-    @property
-    def url(self) -> str:
-        return self._url
+        return type(self), self._given
 
     def stat(self, name: str) -> Stat:
-        with as_store_error(self._shown(name)):
-            found = self._fs.info(self._path(name))
-            version = next((found[field] for field in ("ETag", "etag", "md5Hash", "mtime") if field in found), "")
-            return Stat(int(found["size"]), str(version))
+        with as_store_error(self._shown(name), self._secrets):
+            found = self._call("info", self._retry.limit(), self._path(name))
+            if found["type"] == "directory":
+                raise IsADirectoryError("it is a folder")
+            now = stat_of(found)
+            self._stats.setdefault(name, now)
+            return now
 
     def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         if length is None:
             length = max(0, self.stat(name).size - offset)
         if not length:
             return b""
-        with as_store_error(self._shown(name)):
-            data: bytes = self._fs.cat_file(self._path(name), start=offset, end=offset + length)
-        return whole(data, self._shown(name), offset, length)
+        failure: Exception | None = None
+        data = b""
+        try:
+            data = self._call(
+                "cat_file", self._retry.limit(length), self._path(name), start=offset, end=offset + length
+            )
+        except Exception as error:
+            failure = error
+        if len(data) == length:
+            return data
+        if failure is None or _beyond_the_end(failure):
+            self._check_unchanged(name, offset, length)
+        with as_store_error(self._shown(name), self._secrets):
+            if failure is not None:
+                raise failure
+        return whole(data, self._shown(name), offset, length, transient=len(data) < length)
+
+    def _call(self, method: str, limit: float, path: str, **arguments: Any) -> Any:
+        if not self._fs.async_impl:
+            return getattr(self._fs, method)(path, **arguments)
+        action: Callable[..., Any] = getattr(self._fs, f"_{method}")
+        try:
+            return sync(self._fs.loop, action, path, timeout=limit, **arguments)
+        except fsspec.FSTimeoutError as error:
+            raise TimeoutError(f"not complete within {limit:.1f} seconds") from error
+
+    def _check_unchanged(self, name: str, offset: int, length: int) -> None:
+        """Raises StoreError if a short read has its reason in the file: it is another one, or shorter than asked."""
+        before = self._stats.get(name)
+        now = self.stat(name)
+        fix = "The dataset was changed or its index is another's: run `shardpipe verify` on it, then start again."
+        if before is not None and now != before:
+            what = f"has changed while it was read: it had {_described(before)}, it has {_described(now)}"
+            raise StoreError(what, url=self._shown(name), fix=fix)
+        if offset + length > now.size:
+            what = f"asked for {length} bytes at {offset}, it has only {now.size}"
+            raise StoreError(what, url=self._shown(name), fix=f"It is shorter than its index says. {fix}")
 
     def _path(self, name: str) -> str:
-        return str(self._fs._strip_protocol(self._shown(name)))
+        """As the file system wants it."""
+        if "://" in name:
+            return str(self._fs._strip_protocol(name))
+        return str(self._fs._strip_protocol(_joined(self._base, name) + self._query))
 
     def _shown(self, name: str) -> str:
-        return name if "://" in name else f"{self._url}/{name}"
+        return shown_url(name) if "://" in name else _joined(self.url, name)
 
 
-def _open_fsspec(url: str, options: dict[str, Any]) -> FsspecStore:
-    return FsspecStore(url, **options)
+def stat_of(info: dict[str, Any]) -> Stat:
+    """From what a file system tells of a file."""
+    fields = ("ETag", "etag", "md5Hash", "mtime", "created")
+    return Stat(int(info["size"]), str(next((info[field] for field in fields if info.get(field)), "")))
+
+
+def _joined(base: str, name: str) -> str:
+    if ".." not in name:
+        return f"{base}/{name}"
+    scheme, _, path = base.partition("://")
+    return f"{scheme}://{posixpath.normpath(f'{path}/{name}')}"
+
+
+def _is_s3(url: str) -> bool:
+    return url.partition("://")[0] in _S3
+
+
+def _with_defaults(url: str, retry: Retry, options: dict[str, Any]) -> dict[str, Any]:
+    """The user's options, and for what they leave open ours."""
+    # What was listed before is not what lies there now.
+    defaults: dict[str, Any] = {"use_listings_cache": False}
+    if _is_s3(url):
+        defaults["config_kwargs"] = {
+            "retries": {"total_max_attempts": 1, "mode": "standard"},
+            "connect_timeout": retry.attempt_seconds,
+            "read_timeout": retry.attempt_seconds,
+            "max_pool_connections": _PARALLEL,
+            **options.get("config_kwargs", {}),
+        }
+    return {**defaults, **{name: value for name, value in options.items() if name != "config_kwargs"}} | (
+        {} if _is_s3(url) or "config_kwargs" not in options else {"config_kwargs": options["config_kwargs"]}
+    )
+
+
+def _beyond_the_end(error: BaseException) -> bool:
+    """Whether the server said that the range lies beyond the file (HTTP 416), in whichever way its library puts it."""
+    return any(_range_refused(link) for link in chain(error))
+
+
+def _described(stat: Stat) -> str:
+    return f"{stat.size} bytes (version {stat.version or 'unknown'})"

@@ -32,7 +32,7 @@ class Uploads:
 
     def __init__(self, url: str) -> None:
         self.store = FsspecStore(checked_url("out", url))
-        self._fs, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
+        self._fs, self._root = fsspec.core.url_to_fs(self.url)
 
     @property
     def url(self) -> str:
@@ -44,6 +44,8 @@ class Uploads:
         options = _part_options(self._fs, size)
 
         def upload() -> Stat:
+            if self._fs.root_marker == "/":  # it has folders, and wants them made; a bucket is not ours to make
+                self._fs.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
             self._fs.put_file(str(path), self._path(name), **options)
             found = self._stat(self._fs.info(self._path(name)))
             if found.size != size:
@@ -61,6 +63,7 @@ class Uploads:
         path = self._path(folder).rstrip("/")
 
         def look() -> list[dict[str, Any]]:
+            self._fs.invalidate_cache(path)  # of listings, which fsspec remembers
             try:
                 found: list[dict[str, Any]] = self._fs.ls(path, detail=True)
             except FileNotFoundError:

@@ -47,8 +47,8 @@ def find_urls(pattern: str) -> list[str]:
     if not _has_magic(pattern):
         return [pattern]
     with as_store_error(pattern):
-        # Without the cache of listings: files may have come since it was made.
-        fs, path = fsspec.core.url_to_fs(pattern, use_listings_cache=False)
+        fs, path = fsspec.core.url_to_fs(pattern)
+        fs.invalidate_cache()  # of listings: files may have come since one was made
         matches = sorted(fs.unstrip_protocol(match) for match in fs.glob(path))
     if not matches:
         raise StoreError("no file matches", url=pattern, fix="Check the pattern, and quote it for the shell.")
