@@ -84,12 +84,13 @@ class CorruptIndex(ShardpipeError):
 
 
 class StoreError(ShardpipeError):
-    """Bytes that could not be read or written; `attempts` were made at `url`."""
+    """Bytes that could not be read or written; `attempts` were made at `url`; one more may succeed if `transient`."""
 
-    def __init__(self, what: str, *, url: str, attempts: int = 1, fix: str) -> None:
+    def __init__(self, what: str, *, url: str, attempts: int = 1, fix: str, transient: bool = False) -> None:
         super().__init__(what, where=url, fix=fix)
         self.url = url
         self.attempts = attempts
+        self.transient = transient
 
 
 class ResumeMismatch(ShardpipeError):

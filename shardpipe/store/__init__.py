@@ -5,9 +5,25 @@ A store is rooted at a dataset's folder; names are relative to it, as the manife
 
 from shardpipe.store.base import Stat, Store
 from shardpipe.store.counting import CountingStore
+from shardpipe.store.failing import FailingStore, Fault
 from shardpipe.store.local import LocalStore
 from shardpipe.store.opening import open_store
 from shardpipe.store.remote import FsspecStore
 from shardpipe.store.resolving import resolving
+from shardpipe.store.retry import Retry, RetryingStore
+from shardpipe.store.slow import SlowStore
 
-__all__ = ["CountingStore", "FsspecStore", "LocalStore", "Stat", "Store", "open_store", "resolving"]
+__all__ = [
+    "CountingStore",
+    "FailingStore",
+    "Fault",
+    "FsspecStore",
+    "LocalStore",
+    "Retry",
+    "RetryingStore",
+    "SlowStore",
+    "Stat",
+    "Store",
+    "open_store",
+    "resolving",
+]

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from shardpipe.errors import StoreError
+from shardpipe.store.faults import may_pass
+from shardpipe.store.redact import safe_cause, scrub
 
 __all__ = ["Stat", "Store", "as_store_error", "whole"]
 
@@ -39,26 +41,36 @@ class Store(Protocol):
         """`length` bytes of `name` from `offset`, the rest of it if None. Raises StoreError, on a short read too."""
 
 
-def whole(data: bytes, url: str, offset: int, length: int) -> bytes:
-    """`data`, if it is as long as it was asked to be."""
-    if len(data) != length:
-        raise StoreError(
-            f"asked for {length} bytes at {offset}, got {len(data)}",
-            url=url,
-            fix="The file is shorter than its index says: run `shardpipe verify` on the dataset.",
-        )
-    return data
+def whole(data: bytes, url: str, offset: int, length: int, *, transient: bool = False) -> bytes:
+    """`data`, if it is as long as it was asked to be. `transient` says whether another attempt may bring the rest."""
+    if len(data) == length:
+        return data
+    fix = "The file is shorter than its index says: run `shardpipe verify` on the dataset."
+    if transient:
+        fix = "The connection ends early: check the network, and proxies on the way."
+    elif len(data) > length:
+        fix = "What serves the file ignores ranges of bytes: serve it by something that knows them."
+    raise StoreError(f"asked for {length} bytes at {offset}, got {len(data)}", url=url, fix=fix, transient=transient)
 
 
 @contextmanager
-def as_store_error(url: str) -> Iterator[None]:
-    """Turns what a file system raises into a StoreError."""
+def as_store_error(url: str, secrets: frozenset[str] = frozenset()) -> Iterator[None]:
+    """Turns what a file system raises into a StoreError, which says whether it may pass and quotes no secret."""
     try:
         yield
+    except StoreError:
+        raise
     except FileNotFoundError as error:
         raise StoreError(
             "there is no such file", url=url, fix="Check the path, and that the dataset is whole."
-        ) from error
+        ) from safe_cause(error, secrets)
     except Exception as error:
         # Not only OSError: file systems raise what their client libraries do, missing credentials for instance.
-        raise StoreError(f"cannot be read ({error})", url=url, fix="Check the path and the permissions.") from error
+        transient = may_pass(error)
+        reason = scrub(str(error).strip() or type(error).__name__, secrets)
+        raise StoreError(
+            f"cannot be read ({reason})",
+            url=url,
+            fix="Check the network and the server." if transient else "Check the path and the permissions.",
+            transient=transient,
+        ) from safe_cause(error, secrets)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 from shardpipe.store.base import Stat, as_store_error, whole
@@ -26,6 +27,8 @@ class LocalStore:
         path = str(self._root / name)
         with as_store_error(path):
             found = Path(path).stat()
+            if stat.S_ISDIR(found.st_mode):
+                raise IsADirectoryError("it is a folder")
             return Stat(found.st_size, str(found.st_mtime_ns))
 
     def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:

@@ -11,6 +11,7 @@ from fsspec.asyn import sync
 
 from shardpipe.errors import StoreError
 from shardpipe.store.base import Stat, as_store_error, whole
+from shardpipe.store.faults import refuses_range
 from shardpipe.store.redact import secrets_in, shown_url, split_url
 from shardpipe.store.retry import Retry, RetryingStore
 
@@ -81,7 +82,7 @@ class _OneAttempt:
             failure = error
         if len(data) == length:
             return data
-        if failure is None or _beyond_the_end(failure):
+        if failure is None or refuses_range(failure):
             self._check_unchanged(name, offset, length)
         with as_store_error(self._shown(name), self._secrets):
             if failure is not None:
@@ -139,23 +140,15 @@ def _is_s3(url: str) -> bool:
 def _with_defaults(url: str, retry: Retry, options: dict[str, Any]) -> dict[str, Any]:
     """The user's options, and for what they leave open ours."""
     # What was listed before is not what lies there now.
-    defaults: dict[str, Any] = {"use_listings_cache": False}
+    merged = {"use_listings_cache": False} | options
     if _is_s3(url):
-        defaults["config_kwargs"] = {
+        merged["config_kwargs"] = {
             "retries": {"total_max_attempts": 1, "mode": "standard"},
             "connect_timeout": retry.attempt_seconds,
             "read_timeout": retry.attempt_seconds,
             "max_pool_connections": _PARALLEL,
-            **options.get("config_kwargs", {}),
-        }
-    return {**defaults, **{name: value for name, value in options.items() if name != "config_kwargs"}} | (
-        {} if _is_s3(url) or "config_kwargs" not in options else {"config_kwargs": options["config_kwargs"]}
-    )
-
-
-def _beyond_the_end(error: BaseException) -> bool:
-    """Whether the server said that the range lies beyond the file (HTTP 416), in whichever way its library puts it."""
-    return any(_range_refused(link) for link in chain(error))
+        } | options.get("config_kwargs", {})
+    return merged
 
 
 def _described(stat: Stat) -> str:
