@@ -1,10 +1,10 @@
-"""One batch: its samples read, decoded, transformed and padded. Any thread or process may make any batch."""
+"""One batch: its samples decoded, transformed and padded. Any thread or process may make any batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,15 +12,15 @@ import torch
 
 from shardpipe.bijection import AUGMENT, hash_key
 from shardpipe.errors import AudioError, ShardError, check
-from shardpipe.order import Ints
-from shardpipe.read import SampleRow, coalesce, decode_row, read_ranges, rows_of
-from shardpipe.sequence import BatchSequence
-from shardpipe.store import Store
+from shardpipe.read import Payload, Reader, SampleRow, decode_row, extras_of
+from shardpipe.work import Work
 
-__all__ = ["Batch", "Collate", "Maker", "Sample", "Skipped", "Transform", "Work"]
+__all__ = ["Batch", "Collate", "Maker", "Sample", "Skipped", "Transform"]
 
 Transform = Callable[["Sample", np.random.Generator], "Sample"]
 Collate = Callable[[list["Sample"]], Any]
+Empty: TypeAlias = Callable[[tuple[int, ...], str], npt.NDArray[Any]]
+"""An array of a shape and dtype, its content undefined."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -65,41 +65,84 @@ class Skipped:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """One batch to make: everything a thread or a process needs to know of it."""
-
-    epoch: int
-    positions: Ints
-    real: bool
-    consumed: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class Maker:
-    """Makes batches; holds no state between them, so any thread or process may make any of them."""
+    """Makes batches; holds no state between them but idle memory, so any thread or process may make any of them."""
 
-    sequence: BatchSequence
-    store: Store
+    reader: Reader
+    seed: int
     transform: Transform | None
     collate: Collate | None
     dtype: str
     skip_errors: bool
+    empty: Empty = np.empty
+    """Where the memory of padded audio comes from."""
 
-    def __call__(self, work: Work) -> tuple[Any, list[Skipped]]:
-        shards, places, ordinals = self.sequence.samples(work.epoch, work.positions)
-        rows = rows_of(self.sequence.index, shards.tolist(), places.tolist())
-        payloads = read_ranges(self.store, coalesce(rows), rows)
+    def __call__(self, work: Work, fetched: Mapping[int, Payload]) -> tuple[Any, list[Skipped]]:
+        """The batch, of payloads that have been `fetched` already and others; and what had to be skipped."""
         skipped: list[Skipped] = []
-        samples = []
-        for row, payload, ordinal in zip(rows, payloads, ordinals.tolist()):
-            sample = self._sample(row, payload, work, skipped)
+        if self.transform is None and self.collate is None:
+            return self._straight(work, fetched, skipped), skipped
+        samples: dict[int, Sample] = {}
+        for i, payload in self.reader.payloads(work.rows, fetched):
+            sample = self._sample(work.rows[i], payload, work.epoch, skipped)
             if self.transform is not None and sample.weight:
-                sample = self._transformed(self.transform, sample, work.epoch, ordinal)
-            samples.append(sample if work.real else replace(sample, weight=0.0))
-        return self.collate(samples) if self.collate else _padded(samples, work, self.dtype), skipped
+                sample = self._transformed(self.transform, sample, work.epoch, work.ordinals[i])
+            samples[i] = sample if work.real else replace(sample, weight=0.0)
+        ordered = [samples[i] for i in range(len(samples))]
+        return self.collate(ordered) if self.collate else self._padded(ordered, work), skipped
+
+    def size(self, work: Work) -> int:
+        """Bytes of a batch's payloads and of its padded audio."""
+        frames = len(work.rows) * max(row.frames for row in work.rows)
+        return sum(row.audio_size for row in work.rows) + frames * np.dtype(self.dtype).itemsize
+
+    def _straight(self, work: Work, fetched: Mapping[int, Payload], skipped: list[Skipped]) -> Batch:
+        """Decodes into the padded batch itself."""
+        rows = work.rows
+        rates = {row.sample_rate for row in rows}
+        _check_rates(rates)
+        weights = [float(work.real)] * len(rows)
+        audio = self.empty((len(rows), max(row.frames for row in rows)), self.dtype)
+        for i, payload in self.reader.payloads(rows, fetched):
+            frames = rows[i].frames
+            if not self._decoded(rows[i], payload, audio[i, :frames], work.epoch, skipped):
+                weights[i] = 0.0
+            audio[i, frames:] = 0
+        return _batch(
+            work,
+            audio,
+            lengths=[row.frames for row in rows],
+            weights=weights,
+            keys=[row.key for row in rows],
+            texts=[row.text for row in rows],
+            extras=[extras_of(row) for row in rows],
+            sample_rate=rates.pop(),
+        )
+
+    def _decoded(
+        self, row: SampleRow, payload: Payload, out: npt.NDArray[Any], epoch: int, skipped: list[Skipped]
+    ) -> bool:
+        """Whether `out` holds the sample's audio, and not the silence of one that is skipped."""
+        try:
+            decode_row(row, payload, out)
+            return True
+        except (AudioError, ShardError) as error:
+            if not self.skip_errors:
+                raise
+            skipped.append(Skipped(key=row.key, epoch=epoch, reason=str(error)))
+            out[:] = 0
+            return False
+
+    def _sample(self, row: SampleRow, payload: Payload, epoch: int, skipped: list[Skipped]) -> Sample:
+        audio = np.empty(row.frames, self.dtype)
+        weight = float(self._decoded(row, payload, audio, epoch, skipped))
+        extras = extras_of(row)
+        return Sample(
+            key=row.key, text=row.text, audio=audio, sample_rate=row.sample_rate, extras=extras, weight=weight
+        )
 
     def _transformed(self, transform: Transform, sample: Sample, epoch: int, ordinal: int) -> Sample:
-        key = hash_key(self.sequence.order.seed, epoch, AUGMENT, ordinal)[0]
+        key = hash_key(self.seed, epoch, AUGMENT, ordinal)[0]
         rng = np.random.Generator(np.random.Philox(key=np.array([key, ordinal], np.uint64)))
         try:
             transformed = transform(sample, rng)
@@ -110,40 +153,42 @@ class Maker:
             error.add_note(f"This came from the transform, for the sample {sample.key!r} in epoch {epoch}.")
             raise
 
-    def _sample(self, row: SampleRow, payload: memoryview, work: Work, skipped: list[Skipped]) -> Sample:
-        weight = 1.0
-        try:
-            audio = decode_row(row, payload, self.dtype)
-        except (AudioError, ShardError) as error:
-            if not self.skip_errors:
-                raise
-            skipped.append(Skipped(key=row.key, epoch=work.epoch, reason=str(error)))
-            audio, weight = np.zeros(row.frames, self.dtype), 0.0
-        return Sample(
-            key=row.key, text=row.text, audio=audio, sample_rate=row.sample_rate, extras=row.extras, weight=weight
+    def _padded(self, samples: list[Sample], work: Work) -> Batch:
+        _check_rates({sample.sample_rate for sample in samples})
+        lengths = [len(sample.audio) for sample in samples]
+        audio = self.empty((len(samples), max(lengths)), self.dtype)
+        for row, sample in zip(audio, samples):
+            floats = audio.dtype.kind == sample.audio.dtype.kind == "f"
+            # Wider integers would wrap.
+            if sample.audio.ndim != 1 or not (floats or sample.audio.dtype == audio.dtype):
+                found = f"{sample.audio.dtype} {list(sample.audio.shape)}"
+                raise ValueError(
+                    f"the audio of sample {sample.key!r} must be {self.dtype} [T] after the transform, not {found}"
+                )
+            row[: len(sample.audio)] = sample.audio
+            row[len(sample.audio) :] = 0
+        return _batch(
+            work,
+            audio,
+            lengths=lengths,
+            weights=[sample.weight for sample in samples],
+            keys=[sample.key for sample in samples],
+            texts=[sample.text for sample in samples],
+            extras=[sample.extras for sample in samples],
+            sample_rate=samples[0].sample_rate,
         )
 
 
-def _padded(samples: list[Sample], work: Work, dtype: str) -> Batch:
-    rates = {sample.sample_rate: sample.key for sample in samples}
+def _check_rates(rates: set[int]) -> None:
     check("sample_rate", rates, len(rates) == 1, "a batch must have one: pack with --sample-rate, or transform to one")
-    lengths = [len(sample.audio) for sample in samples]
-    audio = np.zeros((len(samples), max(lengths)), dtype)
-    for row, sample in zip(audio, samples):
-        floats = audio.dtype.kind == sample.audio.dtype.kind == "f"
-        # Wider integers would wrap.
-        if sample.audio.ndim != 1 or not (floats or sample.audio.dtype == audio.dtype):
-            found = f"{sample.audio.dtype} {list(sample.audio.shape)}"
-            raise ValueError(f"the audio of sample {sample.key!r} must be {dtype} [T] after the transform, not {found}")
-        row[: len(sample.audio)] = sample.audio
+
+
+def _batch(work: Work, audio: npt.NDArray[Any], *, lengths: list[int], weights: list[float], **others: Any) -> Batch:
     return Batch(
         audio=torch.from_numpy(audio),
         lengths=torch.tensor(lengths, dtype=torch.int64),
-        weights=torch.tensor([sample.weight for sample in samples], dtype=torch.float32),
-        keys=[sample.key for sample in samples],
-        texts=[sample.text for sample in samples],
-        extras=[sample.extras for sample in samples],
-        sample_rate=samples[0].sample_rate,
+        weights=torch.tensor(weights, dtype=torch.float32),
         epoch=work.epoch,
         consumed_samples=work.consumed,
+        **others,
     )

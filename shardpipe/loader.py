@@ -8,22 +8,31 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from itertools import islice
-from multiprocessing import get_context
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing
+from functools import partial
 from operator import index as whole  # numpy's integers become int, which JSON takes; 2.5 is refused
 from typing import Any, Literal
 
-from shardpipe.batch import Batch, Collate, Maker, Sample, Skipped, Transform, Work
-from shardpipe.errors import ConfigError, ShardpipeError, check
+import torch
+
+from shardpipe.batch import Batch, Collate, Maker, Sample, Skipped, Transform
+from shardpipe.buffers import BufferPool
+from shardpipe.cache import ShardCache
+from shardpipe.device import CudaCopier, cuda_device, pinned
+from shardpipe.errors import ConfigError, check
 from shardpipe.index import Index
+from shardpipe.pipeline import Pipeline
 from shardpipe.plan import Batching, Step
+from shardpipe.read import Payload, Reader, coalesce
 from shardpipe.sequence import COUNT_MAX, WINDOW, BatchSequence
 from shardpipe.store import Store, open_store
+from shardpipe.work import Work, works
+from shardpipe.workers import Workers
 
 __all__ = ["Batch", "Sample", "ShardLoader", "Skipped"]
+
+Make = Callable[[Work, Mapping[int, Payload]], tuple[Any, list[Skipped]]]
 
 # More rarely decode faster than one process trains, and there is a process for every GPU.
 _THREADS_MAX = 8
@@ -47,9 +56,13 @@ class ShardLoader:
     dtype: "float32" in [-1, 1], or "int16", which is half the bytes to move.
     threads: that read and decode; if None, as many as there are cores, up to 8.
     workers: processes that make batches instead of threads, for transforms that hold the GIL (they must pickle).
-    prefetch: batches made ahead, at least one for every thread.
+    prefetch, prefetch_bytes: batches made ahead, at least one for every thread; and bytes of payloads and padded audio
+        that may lie ahead of the loop, reads over a network among them. One batch is made however large it is.
     on_error: "raise", or "skip" for samples that cannot be decoded: they become silence of weight 0, listed in
         `skipped`, and their position counts as consumed. A failing storage always raises.
+    cache_dir, cache_bytes: a local folder for what was read of the shards, and the most that it may take of the disk;
+        processes and runs may share it. Without a limit it grows to the size of the dataset.
+    device: "cuda" copies batches there ahead of the loop, from page-locked memory on a stream of its own.
 
     Raises ConfigError here, StoreError, ShardError and AudioError while iterating.
     """
@@ -76,7 +89,11 @@ class ShardLoader:
         threads: int | None = None,
         workers: int = 0,
         prefetch: int = 4,
+        prefetch_bytes: int = 1 << 28,
         on_error: Literal["raise", "skip"] = "raise",
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_bytes: int | None = None,
+        device: str | torch.device | None = None,
     ) -> None:
         check("sub_epochs", sub_epochs, sub_epochs >= 1, "it must be at least 1")
         check("world_size", world_size, world_size >= 1, "it must be at least 1")
@@ -86,6 +103,9 @@ class ShardLoader:
         check("threads", threads, threads is None or threads >= 1, "it must be at least 1")
         check("workers", workers, workers >= 0, "it must not be negative")
         check("prefetch", prefetch, prefetch >= 1, "it must be at least 1")
+        check("prefetch_bytes", prefetch_bytes, prefetch_bytes >= 1, "it must be at least 1")
+        check("cache_bytes", cache_bytes, cache_bytes is None or cache_dir is not None, "it needs a cache_dir")
+        check("device", device, device is None or collate is None, "it moves a Batch, and collate makes something else")
         check("on_error", on_error, on_error in ("raise", "skip"), 'it must be "raise" or "skip"')
         if workers:
             _check_picklable("transform", transform)
@@ -101,20 +121,25 @@ class ShardLoader:
         self._sequence = BatchSequence(
             index, batching, seed=whole(seed), shuffle=shuffle, window=whole(window), lanes=lanes and whole(lanes)
         )
+        self._device = cuda_device(device)
+        self._sub_epochs = sub_epochs
+        self._rank = rank
+        self._world_size = world_size
+        self._threads = workers or threads or min(_THREADS_MAX, os.cpu_count() or 1)
+        self._workers = workers
+        self._prefetch = max(prefetch, self._threads)
+        self._prefetch_bytes = prefetch_bytes
+        cache = None if cache_dir is None else ShardCache(cache_dir, cache_bytes)
+        self._reader = Reader(index.store, index.shards, cache)
         self._make = Maker(
-            sequence=self._sequence,
-            store=index.store,
+            reader=self._reader,
+            seed=self._sequence.order.seed,
             transform=transform,
             collate=collate,
             dtype=dtype,
             skip_errors=on_error == "skip",
+            empty=BufferPool(self._prefetch + 2).empty if self._device is None or workers else pinned,
         )
-        self._sub_epochs = sub_epochs
-        self._rank = rank
-        self._world_size = world_size
-        self._threads = threads or min(_THREADS_MAX, os.cpu_count() or 1)
-        self._workers = workers
-        self._prefetch = prefetch
         self._consumed = whole(resume_samples)
         self._iteration: object = None
         self.num_excluded = 0
@@ -165,46 +190,50 @@ class ShardLoader:
         """The rest of the current sub-epoch. A later `for` on the same loader puts an end to an earlier one."""
         mine = self._iteration = object()
         began, end = self._consumed, self._sequence.sub_epoch_end(self._consumed, self._sub_epochs)
-        steps = self._steps()
-        ahead: deque[tuple[Step, Future[tuple[Any, list[Skipped]]]]] = deque()
-        executor, make = self._executor()
-        try:
-            self._fill(ahead, steps, executor, make)
-            while ahead:
-                step, future = ahead.popleft()
-                batch, skipped = _result(future)
-                self._fill(ahead, steps, executor, make)
+        copier = CudaCopier(self._device) if self._device else None
+        with ExitStack() as stack:
+            pipeline = self._pipeline(stack, copier)
+            for work, (batch, skipped) in pipeline:
                 if self._iteration is not mine:
                     raise RuntimeError("another `for` over this loader has begun, or a state was loaded")
-                self._consume(step.count, delivered=sum(len(positions) for positions in step.batches))
+                self._consume(work.consumed, delivered=work.delivered)
                 self.skipped += skipped
-                yield batch
-        finally:
-            executor.shutdown(wait=True, cancel_futures=True)
+                yield copier.receive(batch) if copier else batch
         if self._iteration is mine and self._consumed < end:
             self._consume_excluded(began)
 
     def _steps(self) -> Iterator[Step]:
         return self._sequence.steps(self._consumed, world_size=self._world_size, sub_epochs=self._sub_epochs)
 
-    def _executor(self) -> tuple[Executor, Callable[[Work], tuple[Any, list[Skipped]]]]:
+    def _pipeline(
+        self, stack: ExitStack, copier: CudaCopier | None
+    ) -> Pipeline[Work, dict[int, Payload], tuple[Any, list[Skipped]]]:
+        """What reads, decodes and copies ahead, until `stack` is unwound."""
+        make: Make = self._make
         if self._workers:
-            context = get_context("spawn")
-            return ProcessPoolExecutor(self._workers, context, _install, (self._make,)), _make_installed
-        return ThreadPoolExecutor(self._threads, thread_name_prefix="shardpipe"), self._make
+            make = stack.enter_context(closing(Workers(self._workers, self._make)))
 
-    def _fill(
-        self,
-        ahead: deque[tuple[Step, Future[tuple[Any, list[Skipped]]]]],
-        steps: Iterator[Step],
-        executor: Executor,
-        make: Callable[[Work], tuple[Any, list[Skipped]]],
-    ) -> None:
-        wanted = max(self._prefetch, self._workers or self._threads)
-        for step in islice(steps, wanted - len(ahead)):
-            positions, real = step.of_rank(self._rank)
-            work = Work(epoch=(step.count - 1) // self.num_samples, positions=positions, real=real, consumed=step.count)
-            ahead.append((step, executor.submit(make, work)))
+        def made(work: Work, fetched: list[dict[int, Payload]]) -> tuple[Any, list[Skipped]]:
+            batch, skipped = make(work, {i: payload for some in fetched for i, payload in some.items()})
+            return copier.send(batch) if copier else batch, skipped
+
+        parallel = self._reader.store.parallel
+        pipeline = Pipeline(
+            works(self._sequence, self._steps(), self._rank),
+            reads=self._reads if parallel > 1 else lambda _: [],
+            make=made,
+            size=self._make.size,
+            threads=self._threads,
+            parallel=parallel,
+            most_made=self._prefetch,
+            most_bytes=self._prefetch_bytes,
+        )
+        return stack.enter_context(closing(pipeline))
+
+    def _reads(self, work: Work) -> list[Callable[[], dict[int, Payload]]]:
+        """The reads of a batch that are worth beginning ahead of its decoding."""
+        pieces = coalesce(work.rows, self._reader.missing(work.rows))
+        return [partial(self._reader.fetch, piece, work.rows) for piece in pieces]
 
     def _consume(self, count: int, *, delivered: int) -> None:
         self.num_excluded += count - self._consumed - delivered
@@ -232,17 +261,6 @@ class ShardLoader:
         self._iteration = None
 
 
-def _result(future: Future[tuple[Any, list[Skipped]]]) -> tuple[Any, list[Skipped]]:
-    try:
-        return future.result()
-    except BrokenExecutor as error:
-        raise ShardpipeError(
-            "a worker process died",
-            fix="Memory may have run out (take fewer workers), the transform may have crashed, or the script that "
-            'starts the loader lacks `if __name__ == "__main__":`.',
-        ) from error
-
-
 def _check_picklable(name: str, function: object) -> None:
     """Raises ConfigError for what cannot travel to worker processes."""
     try:
@@ -250,17 +268,3 @@ def _check_picklable(name: str, function: object) -> None:
     except Exception as error:
         rule = f"with workers it must pickle, and does not ({error})"
         raise ConfigError(name, function, rule, fix="Define it at the top level of a module.") from error
-
-
-_installed: Maker | None = None
-
-
-def _install(maker: Maker) -> None:
-    """Run once in every worker process, so that a task carries positions alone."""
-    global _installed
-    _installed = maker
-
-
-def _make_installed(work: Work) -> tuple[Any, list[Skipped]]:
-    assert _installed is not None
-    return _installed(work)

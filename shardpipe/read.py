@@ -1,129 +1,208 @@
-"""From samples to waveforms: which byte ranges to read, reading them, checking them, decoding them.
+"""Payloads of samples: which byte ranges to read, reading them, and seeing that they are what the index says.
 
 A sample costs one read of its audio payload; its text and the rest come from the index. Samples that lie next to each
-other in a shard and are wanted together are read together.
+other in a shard and are wanted together are read together. No byte goes further unless its CRC-32 is that of the index,
+wherever it came from.
 """
 
 from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from shardpipe.audio import decode, to_mono
-from shardpipe.errors import AudioError, ShardError, ShardpipeError
-from shardpipe.index import Index
-from shardpipe.store import Store
+from shardpipe.audio import decode_into
+from shardpipe.cache import ShardCache
+from shardpipe.errors import AudioError, ShardError, ShardpipeError, StoreError
+from shardpipe.index import Index, ShardInfo
+from shardpipe.order import Ints
+from shardpipe.store import Stat, Store
 
-__all__ = ["ByteRange", "SampleRow", "coalesce", "decode_row", "read_ranges", "rows_of"]
+__all__ = ["ByteRange", "Payload", "Reader", "SampleRow", "coalesce", "decode_row", "extras_of", "rows_of"]
 
 # Headers and texts between neighbours are far smaller; what is larger is another member of a foreign tar.
 _GAP = 1 << 16
 
-_COLUMNS = ("key", "audio_offset", "audio_size", "crc32", "codec", "frames", "sample_rate", "text", "extras")
+_NUMBERS = ("audio_offset", "audio_size", "crc32", "frames", "sample_rate")
+_STRINGS = ("key", "codec", "text", "extras")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SampleRow:
-    """A sample's row of the index; `shard_number` and `place` say where it stands in the dataset."""
+class SampleRow(NamedTuple):
+    """A sample's row of the index; `shard` and `place` say where it stands in the dataset."""
 
-    shard_number: int
+    shard: int
     place: int
-    shard: str
-    key: str
+    shard_name: str
     audio_offset: int
     audio_size: int
     crc32: int
-    codec: str
     frames: int
     sample_rate: int
+    key: str
+    codec: str
     text: str
-    extras: dict[str, Any]
+    extras: str | None
+    """A JSON object."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ByteRange:
+class ByteRange(NamedTuple):
     """One read: `size` bytes of a shard from `offset` on, which hold the payloads of rows[i] for i in `rows`."""
 
-    shard: str
+    shard: int
     offset: int
     size: int
     rows: tuple[int, ...]
 
 
-def rows_of(index: Index, shards: Sequence[int], places: Sequence[int]) -> list[SampleRow]:
+Payload: TypeAlias = bytes | memoryview | ShardError
+"""The bytes of a sample's audio, or why they cannot be had."""
+
+
+def rows_of(index: Index, shards: Ints, places: Ints) -> list[SampleRow]:
     """The rows of samples given by shard number and index in the shard."""
-    rows = []
-    for number, place in zip(shards, places):
-        columns = index.rows(number)
-        values = {name: columns.column(name)[place].as_py() for name in _COLUMNS}
-        values["extras"] = json.loads(values["extras"]) if values["extras"] else {}
-        rows.append(SampleRow(shard_number=number, place=place, shard=index.shards[number].name, **values))
-    return rows
+    by_shard = np.argsort(shards, kind="stable")
+    present, first = np.unique(shards[by_shard], return_index=True)
+    index.load_ahead(present.tolist())
+    rows: dict[int, SampleRow] = {}
+    for shard, here in zip(present.tolist(), np.split(by_shard, first[1:])):
+        batch, wanted, name = index.rows(shard), places[here], index.shards[shard].name
+        numbers = [batch.column(field).to_numpy()[wanted].tolist() for field in _NUMBERS]
+        strings: list[Any] = [batch.column(field).take(wanted).to_pylist() for field in _STRINGS]
+        for i, place, *values in zip(here.tolist(), wanted.tolist(), *numbers, *strings):
+            rows[i] = SampleRow(shard, place, name, *values)
+    return [rows[i] for i in range(len(rows))]
 
 
-def coalesce(rows: Sequence[SampleRow]) -> list[ByteRange]:
-    """The reads that fetch these rows' payloads. Pure.
+def coalesce(rows: Sequence[SampleRow], wanted: Iterable[int]) -> list[ByteRange]:
+    """The reads that fetch the payloads of rows[i] for i in `wanted`. Pure.
 
     Only neighbours in a shard share a read: between them lie headers and a text, never the audio of a third sample.
     """
     ranges: list[ByteRange] = []
     last: SampleRow | None = None
-    for i in sorted(range(len(rows)), key=lambda i: (rows[i].shard_number, rows[i].place)):
+    for i in sorted(wanted, key=lambda i: rows[i][:2]):
         row = rows[i]
         if last is not None and _adjoin(last, row):
             before = ranges.pop()
             size = row.audio_offset + row.audio_size - before.offset
-            ranges.append(ByteRange(shard=row.shard, offset=before.offset, size=size, rows=(*before.rows, i)))
+            ranges.append(ByteRange(row.shard, before.offset, size, (*before.rows, i)))
         else:
-            ranges.append(ByteRange(shard=row.shard, offset=row.audio_offset, size=row.audio_size, rows=(i,)))
+            ranges.append(ByteRange(row.shard, row.audio_offset, row.audio_size, (i,)))
         last = row
     return ranges
 
 
 def _adjoin(last: SampleRow, row: SampleRow) -> bool:
     gap = row.audio_offset - (last.audio_offset + last.audio_size)
-    return row.shard_number == last.shard_number and row.place - last.place == 1 and 0 <= gap <= _GAP
+    return row.shard == last.shard and row.place - last.place == 1 and 0 <= gap <= _GAP
 
 
-def read_ranges(store: Store, ranges: Sequence[ByteRange], rows: Sequence[SampleRow]) -> list[memoryview]:
-    """The rows' payloads, in the rows' order. Raises StoreError."""
-    payloads: list[memoryview] = [memoryview(b"")] * len(rows)
-    for piece in ranges:
-        data = memoryview(store.read(piece.shard, piece.offset, piece.size))
-        for i in piece.rows:
-            start = rows[i].audio_offset - piece.offset
-            payloads[i] = data[start : start + rows[i].audio_size]
-    return payloads
+class Reader:
+    """Payloads from a store, by way of a local cache if there is one. Safe for threads; pickles.
 
-
-def decode_row(row: SampleRow, payload: memoryview, dtype: str) -> npt.NDArray[Any]:
-    """Mono samples [frames], float32 in [-1, 1] or int16. Raises ShardError if the bytes are not those of the index,
-    AudioError if they cannot be decoded.
+    A shard whose size is not that of the manifest, or which changes while it is being read, raises StoreError.
     """
-    if (crc := zlib.crc32(payload)) != row.crc32:
-        raise ShardError(
+
+    def __init__(self, store: Store, shards: Sequence[ShardInfo], cache: ShardCache | None = None) -> None:
+        self.store = store
+        self._shards = shards
+        self._cache = cache
+        self._opened: dict[int, Stat] = {}
+
+    def missing(self, rows: Sequence[SampleRow]) -> list[int]:
+        """The rows that the cache does not seem to have."""
+        cache, shards = self._cache, self._shards
+        if cache is None:
+            return list(range(len(rows)))
+        return [i for i, row in enumerate(rows) if not cache.holds(shards[row.shard], row.audio_offset, row.audio_size)]
+
+    def payloads(self, rows: Sequence[SampleRow], fetched: Mapping[int, Payload]) -> Iterator[tuple[int, Payload]]:
+        """(i, payload of rows[i]) in no particular order: those `fetched` before, those in the cache, and the others
+        one read at a time, so that the bytes are decoded while the processor still has them at hand.
+        """
+        yield from fetched.items()
+        missing = []
+        for i, row in enumerate(rows):
+            if i not in fetched:
+                if (payload := self._cached(row)) is None:
+                    missing.append(i)
+                else:
+                    yield i, payload
+        for piece in coalesce(rows, missing):
+            yield from self.fetch(piece, rows).items()
+
+    def fetch(self, piece: ByteRange, rows: Sequence[SampleRow]) -> dict[int, Payload]:
+        """The payloads of a range's rows, read from the store and kept in the cache. Raises StoreError."""
+        data = memoryview(self._read(piece.shard, piece.offset, piece.size))
+        payloads: dict[int, Payload] = {}
+        for i in piece.rows:
+            row = rows[i]
+            start = row.audio_offset - piece.offset
+            payload = data[start : start + row.audio_size]
+            payloads[i] = found = payload if zlib.crc32(payload) == row.crc32 else self._again(row)
+            if self._cache is not None and not isinstance(found, ShardError):
+                self._cache.write(self._shards[row.shard], row.audio_offset, found)
+        return payloads
+
+    def _cached(self, row: SampleRow) -> bytes | None:
+        if self._cache is None:
+            return None
+        data = self._cache.read(self._shards[row.shard], row.audio_offset, row.audio_size)
+        return data if data is not None and zlib.crc32(data) == row.crc32 else None
+
+    def _read(self, shard: int, offset: int, size: int) -> bytes:
+        info = self._shards[shard]
+        if shard not in self._opened:
+            stat = self.store.stat(info.name)
+            if stat.size != info.size:
+                raise StoreError(
+                    f"{stat.size} bytes, but the index was made of {info.size}",
+                    url=f"{self.store.url}/{info.name}",
+                    fix="The shard has been replaced or cut: restore it, or index the dataset again.",
+                )
+            self._opened[shard] = stat
+        return self.store.read(info.name, offset, size)
+
+    def _again(self, row: SampleRow) -> Payload:
+        """Reads once more what came with a wrong checksum: it may have been damaged on its way."""
+        info = self._shards[row.shard]
+        stat, opened = self.store.stat(info.name), self._opened[row.shard]
+        if stat != opened:
+            raise StoreError(
+                f"changed while it was being read: {opened.size} bytes, version {opened.version!r}, then {stat.size} "
+                f"bytes, version {stat.version!r}",
+                url=f"{self.store.url}/{info.name}",
+                fix="A dataset must not change under a run: restore the shard, or index the dataset again.",
+            )
+        payload = self._read(row.shard, row.audio_offset, row.audio_size)
+        if (crc := zlib.crc32(payload)) == row.crc32:
+            return payload
+        return ShardError(
             f"the audio's CRC-32 is {crc:08x}, the index says {row.crc32:08x}",
-            shard=row.shard,
+            shard=info.name,
             key=row.key,
             offset=row.audio_offset,
             fix="The shard has changed since it was indexed: run `shardpipe verify`, then restore or pack it again.",
         )
+
+
+def decode_row(row: SampleRow, payload: Payload, out: npt.NDArray[Any]) -> None:
+    """Puts a sample's mono audio into `out` [frames], float32 in [-1, 1] or int16. Raises the payload's ShardError, and
+    AudioError if it cannot be decoded.
+    """
+    if isinstance(payload, ShardError):
+        raise payload
     try:
-        audio = to_mono(decode(payload, row.codec, dtype))
+        decode_into(payload, row.codec, out)
     except ShardpipeError as error:
-        raise AudioError(error.what, key=row.key, codec=row.codec, where=row.shard, fix=error.fix) from error
-    if len(audio) != row.frames:
-        raise AudioError(
-            f"{len(audio)} frames decoded, the index says {row.frames}",
-            key=row.key,
-            codec=row.codec,
-            where=row.shard,
-            fix="The decoder of this machine disagrees with the one that packed: pack again here, or align versions.",
-        )
-    return np.ascontiguousarray(audio)
+        raise AudioError(error.what, key=row.key, codec=row.codec, where=row.shard_name, fix=error.fix) from error
+
+
+def extras_of(row: SampleRow) -> dict[str, Any]:
+    """A sample's extra fields; a new dict at every call."""
+    extras: dict[str, Any] = json.loads(row.extras) if row.extras else {}
+    return extras

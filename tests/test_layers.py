@@ -15,12 +15,14 @@ PACKAGE = Path(shardpipe.__file__).parent
 # A module imports from the lines above its own, never from its own line or below.
 LAYERS = [
     {"errors"},
-    {"store", "publish", "quota", "lists", "audio", "bijection", "cut", "jobs", "console", "lru"},
+    {"store", "publish", "quota", "lists", "audio", "bijection", "cut", "jobs", "console", "lru", "buffers", "pipeline"},
     {"shard", "parts", "order"},
     {"manifest", "scan", "plan"},
     {"index", "cache"},
     {"sequence", "read"},
+    {"work"},
     {"pack", "verify", "batch", "explain"},
+    {"workers", "device"},
     {"loader"},
     {"train"},
     {"demo"},
@@ -31,7 +33,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Where a library may be imported at all. torch and torchaudio are imported by audio.resample when called, not before.
 ONLY_IN = {
     "fsspec": {"store"},
-    "torch": {"audio", "batch", "loader", "train"},
+    "torch": {"audio", "batch", "device", "loader", "train"},
     "torchaudio": {"audio", "train"},
     "tensorboard": {"train"},
     "jsonargparse": {"train"},
@@ -52,7 +54,7 @@ PURE_MAY_IMPORT = {
     "typing",
 }
 WRITE_SIDE = {"pack", "verify", "lists", "shard", "scan"}
-READ_SIDE = {"order", "plan", "bijection", "cut", "sequence", "read", "batch", "loader"}
+READ_SIDE = {"order", "plan", "bijection", "cut", "sequence", "read", "work", "batch", "workers", "device", "loader"}
 TRAIN_MAY_IMPORT = {"shardpipe", "loader", "batch", "errors", "bijection", "publish"}
 ENTRY_POINTS = {"cli.py", "train/cli.py", "train/__main__.py"}
 

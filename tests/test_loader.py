@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from shardpipe import Batch, Sample, ShardLoader
+from shardpipe.audio import decode, to_mono
 from shardpipe.errors import AudioError, ConfigError, ShardError, ShardpipeError, StoreError
 from shardpipe.index import Index
-from shardpipe.read import coalesce, decode_row, read_ranges, rows_of
-from shardpipe.store import LocalStore
+from shardpipe.read import Reader, SampleRow, coalesce, decode_row, extras_of, rows_of
+from shardpipe.store import CountingStore, LocalStore
 from tests.speech import pack_speech
 
 SAMPLES = 30
@@ -26,6 +27,13 @@ SAMPLES = 30
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pack_speech(tmp_path_factory.mktemp("loader"), SAMPLES, shard_samples=7, seconds=(0.05, 0.3))
+
+
+def sample_of(data: Path, key: str) -> tuple[SampleRow, bytes]:
+    """A sample's row, and its payload straight from the shard."""
+    number = int(key.removeprefix("utt"))
+    (row,) = rows_of(Index.load(str(data)), np.array([number // 7]), np.array([number % 7]))
+    return row, LocalStore(data).read(row.shard_name, row.audio_offset, row.audio_size)
 
 
 def louder(sample: Sample, rng: np.random.Generator) -> Sample:
@@ -46,7 +54,6 @@ def same(one: Batch, other: Batch) -> bool:
 
 
 def test_a_batch_holds_what_was_packed(data: Path) -> None:
-    index = Index.load(str(data))
     for batch in ShardLoader(data, batch_size=4, shuffle=False):
         assert batch.audio.dtype == torch.float32
         assert batch.audio.shape == (len(batch.keys), int(batch.lengths.max()))
@@ -55,12 +62,10 @@ def test_a_batch_holds_what_was_packed(data: Path) -> None:
         assert batch.audio.abs().max() <= 1
         assert (batch.sample_rate, batch.epoch) == (16000, 0)
         for i, key in enumerate(batch.keys):
-            number = int(key.removeprefix("utt"))
-            (row,) = rows_of(index, [number // 7], [number % 7])
-            (payload,) = read_ranges(LocalStore(data), coalesce([row]), [row])
-            assert (row.key, row.text, row.extras) == (key, batch.texts[i], batch.extras[i])
+            row, payload = sample_of(data, key)
+            assert (row.key, row.text, extras_of(row)) == (key, batch.texts[i], batch.extras[i])
             length = int(batch.lengths[i])
-            assert np.array_equal(batch.audio[i, :length].numpy(), decode_row(row, payload, "float32"))
+            assert np.array_equal(batch.audio[i, :length].numpy(), to_mono(decode(payload, row.codec)))
             assert not batch.audio[i, length:].any(), "padding is silence"
 
 
@@ -190,10 +195,8 @@ def damaged(data: Path, tmp_path: Path, key: str) -> Path:
     """A copy of the dataset with one byte of a sample's audio flipped."""
     copy = tmp_path / "copy"
     shutil.copytree(data, copy)
-    index = Index.load(str(copy))
-    number = int(key.removeprefix("utt"))
-    (row,) = rows_of(index, [number // 7], [number % 7])
-    with open(copy / row.shard, "r+b") as file:
+    row, _ = sample_of(copy, key)
+    with open(copy / row.shard_name, "r+b") as file:
         file.seek(row.audio_offset + row.audio_size // 2)
         byte = file.read(1)[0]
         file.seek(-1, 1)
@@ -226,21 +229,22 @@ def test_a_missing_shard_is_never_skipped(data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["utt00000", "utt00029"])
 def test_the_decoder_must_agree_with_the_index(data: Path, key: str) -> None:
-    from dataclasses import replace
-
-    number = int(key.removeprefix("utt"))
-    (row,) = rows_of(Index.load(str(data)), [number // 7], [number % 7])
-    (payload,) = read_ranges(LocalStore(data), coalesce([row]), [row])
-    with pytest.raises(AudioError, match=f"'{key}'.*frames decoded"):
-        decode_row(replace(row, frames=row.frames + 1), payload, "float32")
+    row, payload = sample_of(data, key)
+    for frames in (row.frames - 1, row.frames + 1):
+        with pytest.raises(AudioError, match=f"'{key}'.*{row.frames} frames decoded, {frames} expected"):
+            decode_row(row, payload, np.empty(frames, np.float32))
 
 
 def test_neighbours_are_read_together(data: Path) -> None:
-    rows = rows_of(Index.load(str(data)), [0, 2, 0, 0, 0], [3, 1, 1, 2, 6])
-    ranges = coalesce(rows)
-    assert [piece.rows for piece in ranges] == [(2, 3, 0), (4,), (1,)]
-    whole = [LocalStore(data).read(row.shard, row.audio_offset, row.audio_size) for row in rows]
-    assert [bytes(payload) for payload in read_ranges(LocalStore(data), ranges, rows)] == whole
+    index = Index.load(str(data))
+    rows = rows_of(index, np.array([0, 2, 0, 0, 0]), np.array([3, 1, 1, 2, 6]))
+    assert [piece.rows for piece in coalesce(rows, range(5))] == [(2, 3, 0), (4,), (1,)]
+    assert [piece.rows for piece in coalesce(rows, [0, 2])] == [(2,), (0,)]
+    store = CountingStore(LocalStore(data))
+    payloads = dict(Reader(store, index.shards).payloads(rows, {4: b"fetched before"}))
+    whole = [LocalStore(data).read(row.shard_name, row.audio_offset, row.audio_size) for row in rows]
+    assert [bytes(payloads[i]) for i in range(5)] == [*whole[:4], b"fetched before"]
+    assert len(store.reads) == 2
 
 
 @pytest.mark.parametrize(

@@ -211,8 +211,8 @@ def test_no_byte_of_a_consumed_sample_is_read_again(data: Path, plan: dict[str, 
     from shardpipe.read import rows_of
 
     index = Index.load(LocalStore(data))
-    places = [(s, i) for s, n in enumerate(index.counts.tolist()) for i in range(n)]
-    rows = rows_of(index, [s for s, _ in places], [i for _, i in places])
+    places = np.array([(s, i) for s, n in enumerate(index.counts.tolist()) for i in range(n)])
+    rows = rows_of(index, places[:, 0], places[:, 1])
     whole = [d.key for d in Run(data, 1, **plan).epoch()]
     for count in range(0, SAMPLES, 7):
         store = CountingStore(LocalStore(data))
@@ -224,7 +224,9 @@ def test_no_byte_of_a_consumed_sample_is_read_again(data: Path, plan: dict[str, 
             touched = [
                 (offset, size)
                 for name, offset, size in reads
-                if name == row.shard and offset < row.audio_offset + row.audio_size and offset + size > row.audio_offset
+                if name == row.shard_name
+                and offset < row.audio_offset + row.audio_size
+                and offset + size > row.audio_offset
             ]
             assert len(touched) == (0 if row.key in consumed else 1), row.key
 
