@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -201,7 +202,7 @@ def test_any_store(tmp_path: Path) -> None:
     make(tmp_path, [3, 2])
     store = FsspecStore(f"memory://{tmp_path.name}")
     for name in (MANIFEST, "index/part-00000.parquet"):
-        store._fs.pipe_file(store._path(name), (tmp_path / name).read_bytes())
+        fsspec.filesystem("memory").pipe(f"/{tmp_path.name}/{name}", (tmp_path / name).read_bytes())
     assert Index.load(store).rows(1).equals(rows_of(1, 2))
 
 
