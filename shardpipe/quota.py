@@ -130,7 +130,6 @@ class Quota:
             self._lease, self._lease_path = None, ""
 
     def _renew(self, cost: int) -> None:
-        self._left = 0
         Path(self._folder).mkdir(parents=True, exist_ok=True)
         with _locked(self._folder):
             disk = os.statvfs(self._folder)
@@ -167,22 +166,25 @@ class Quota:
         """Counts the locked folder, and removes the leases of the dead."""
         with os.scandir(self._folder) as scan:
             # Leases first: what is added while we count is then counted twice, not missed.
-            entries = sorted(scan, key=lambda entry: not _LEASE.fullmatch(entry.name))
+            entries = sorted(scan, key=lambda entry: not entry.name.endswith(".lease"))
         used = promised = 0
         evictable = []
         for entry in entries:
-            with suppress(FileNotFoundError):
+            try:
                 found = entry.stat(follow_symlinks=False)
                 size = found.st_blocks * 512
-                if entry.is_file(follow_symlinks=False):
-                    if _LEASE.fullmatch(entry.name) and entry.path != self._lease_path:
-                        promised += _promised(entry.path)
-                    elif self._evictable.fullmatch(entry.name):
-                        # ext4 and XFS allocate a file's tree of extents when they write back, after this count; a
-                        # block of it holds 170 extents at least, and an extent a block at least.
-                        size += self._unit + size // 128
-                        evictable.append((found.st_mtime_ns, size, entry.path))
-                used += size
+                if not entry.is_file(follow_symlinks=False):
+                    pass
+                elif self._evictable.fullmatch(entry.name):
+                    # ext4 and XFS allocate a file's tree of extents when they write back, after this count; a block
+                    # of it holds 170 extents at least, and an extent a block at least.
+                    size += self._unit + size // 128
+                    evictable.append((found.st_mtime_ns, size, entry.path))
+                elif _LEASE.fullmatch(entry.name) and entry.path != self._lease_path:
+                    promised += _promised(entry.path)
+            except FileNotFoundError:
+                continue  # a lease given back meanwhile
+            used += size
         return _Census(used, promised, evictable)
 
 
