@@ -1,4 +1,4 @@
-"""What all benchmarks share: a description of the machine, tables, and dated result files.
+"""What all benchmarks share: a description of the machine, tables, checks, plots, and dated result files.
 
 A figure is worth something only with the machine and the versions it was taken on, so every file says both. Neither
 host name nor paths are in it.
@@ -8,21 +8,43 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["RESULTS", "machine", "table", "write_results"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["RESULTS", "Checks", "Figure", "bars", "machine", "table", "write_results"]
 
 RESULTS = Path(__file__).parent / "results"
+_OURS, _OTHERS, _NEUTRAL = "#1f6fb4", "#b9bfc6", "#6c757d"
 
 
-def machine(*packages: str) -> str:
-    """One line: processor, cores, memory, system, Python, and the versions of `packages`."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+class Checks:
+    """The targets of a benchmark: each holds or fails, and all together decide how the script ends."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.good = True
+
+    def add(self, holds: bool, text: str) -> None:
+        self.good = self.good and bool(holds)
+        self.lines.append(f"- {'ok' if holds else 'FAILED'}: {text}")
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+
+def machine(*packages: str, cores: int | None = None) -> str:
+    """One line: processor, cores, memory, system, Python, and the versions of `packages`; `cores` if fewer are used."""
+    if cores is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    parts = [_processor(), f"{cores} cores", f"{memory:.0f} GiB", f"{platform.system()} {platform.machine()}"]
+    used = f"{cores} of {os.cpu_count()} cores" if cores != os.cpu_count() else f"{cores} cores"
+    parts = [_processor(), used, f"{memory:.0f} GiB", f"{platform.system()} {platform.machine()}"]
     parts.append(f"Python {platform.python_version()}")
     return ", ".join(parts + [f"{package} {_version(package)}" for package in packages])
 
@@ -39,16 +61,68 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def write_results(theme: str, text: str, *, packages: Sequence[str]) -> Path:
-    """Writes results/<theme>-<date>.md: what was run and where, then `text`."""
+def write_results(theme: str, text: str, *, packages: Sequence[str], figure: Figure | None = None) -> Path:
+    """Writes results/<theme>-<date>.md: what was run and where, then `text`; and a plot beside it."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{theme}-{date.today().isoformat()}.md"
+    plot = ""
+    if figure is not None:
+        image = path.with_suffix(".png")
+        figure.save(image, theme)
+        plot = f"\n![{theme}]({image.name})\n"
     path.write_text(
         f"# {theme}, {date.today().isoformat()}\n\n"
-        f"`python benchmarks/bench_{theme}.py` on {machine(*packages)}.\n\n{text.strip()}\n",
+        f"`python benchmarks/bench_{theme}.py` on {machine(*packages)}.\n\n{text.strip()}\n{plot}",
         encoding="utf-8",
     )
     return path
+
+
+class Figure:
+    """Some panels beside each other. Drawing needs matplotlib, which is in the extra `bench`."""
+
+    def __init__(self, panels: int, *, width: float = 6.0, height: float = 4.2) -> None:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+
+        style: dict[str, Any] = {
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlesize": 11,
+            "axes.titlelocation": "left",
+            "axes.grid": True,
+            "grid.color": "#e6e8eb",
+            "axes.axisbelow": True,
+            "font.size": 9,
+            "legend.frameon": False,
+        }
+        pyplot.rcParams.update(style)
+        self._figure, axes = pyplot.subplots(1, panels, figsize=(width * panels, height), squeeze=False)
+        self.panels: list[Axes] = list(axes[0])
+
+    def save(self, path: Path, theme: str) -> None:
+        """The plot with a line on machine and date at its foot."""
+        foot = f"{theme}, {date.today().isoformat()}, {machine()}"
+        self._figure.tight_layout(rect=(0, 0.04, 1, 1))
+        self._figure.text(0.01, 0.01, foot, fontsize=7, color=_NEUTRAL)
+        self._figure.savefig(path, dpi=130)
+
+
+def bars(
+    axes: Axes, title: str, values: Mapping[str, float], *, unit: str, ours: str = "shardpipe", form: str = "{:,.0f}"
+) -> None:
+    """Horizontal bars, largest on top, each with its value; what begins with `ours` stands out."""
+    ordered = sorted(values.items(), key=lambda item: item[1])
+    names = [name for name, _ in ordered]
+    heights = [value for _, value in ordered]
+    drawn = axes.barh(names, heights, color=[_OURS if name.startswith(ours) else _OTHERS for name in names])
+    axes.bar_label(drawn, labels=[form.format(value) for value in heights], padding=3, fontsize=8)
+    axes.set_xlim(0, max(heights, default=1) * 1.15)
+    axes.set_xlabel(unit)
+    axes.set_title(title)
+    axes.grid(axis="y", visible=False)
 
 
 def _processor() -> str:

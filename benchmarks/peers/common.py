@@ -1,0 +1,89 @@
+"""What all peers share: the utterances, the decoders and the padding. Imports nothing that only some of them have."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import soundfile
+
+__all__ = ["SHUFFLE_BUFFER", "Job", "Utterance", "decode", "pad", "pad_tensors"]
+
+SHUFFLE_BUFFER = 1000
+"""Of the peers that shuffle in a buffer: the size that their examples take."""
+
+
+class Utterance(NamedTuple):
+    key: str
+    path: Path
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a peer is asked to do: padded float32 batches of everything in `list`, shuffled, each epoch anew."""
+
+    list: Path
+    folder: Path
+    """Where `prepare` put the peer's own form of the data."""
+    format: str
+    batch_size: int
+    setting: str
+    """How many of what: "2 workers", "3 threads"."""
+    decoder: str
+    """soundfile, or shardpipe: the decoder that shardpipe uses."""
+
+    @property
+    def count(self) -> int:
+        return int(self.setting.split()[0])
+
+    @property
+    def in_threads(self) -> bool:
+        return self.setting.split()[1].startswith("thread")
+
+    def utterances(self) -> Iterator[Utterance]:
+        for line in self.list.read_text(encoding="utf-8").splitlines():
+            fields = json.loads(line)
+            yield Utterance(fields["key"], self.list.parent / fields["wav"], fields["txt"])
+
+    def decoded(self, data: bytes) -> np.ndarray:
+        return decode(data, self.format, self.decoder)
+
+
+def decode(data: bytes, audio_format: str, decoder: str) -> np.ndarray:
+    """[frames] float32."""
+    if decoder == "soundfile":
+        return _mono(soundfile.read(io.BytesIO(data), dtype="float32")[0])
+    from shardpipe import audio
+
+    return audio.decode(data, audio_format)[:, 0]
+
+
+def pad(samples: Sequence[np.ndarray]) -> tuple[np.ndarray, list[int]]:
+    """[B, T] float32, and the lengths."""
+    lengths = [len(sample) for sample in samples]
+    audio = np.zeros((len(samples), max(lengths)), np.float32)
+    for row, sample in zip(audio, samples):
+        row[: len(sample)] = sample
+    return audio, lengths
+
+
+def pad_tensors(samples: Sequence[np.ndarray]) -> tuple[Any, list[int]]:
+    """`pad` as torch's loaders want it: a tensor travels between processes in shared memory."""
+    import torch
+
+    audio, lengths = pad(samples)
+    return torch.from_numpy(audio), lengths
+
+
+def _mono(audio: np.ndarray) -> np.ndarray:
+    return audio if audio.ndim == 1 else audio.mean(axis=1)
+
+
+Epoch = Callable[[], Iterator[tuple[Any, Sequence[int]]]]
+"""What a peer's `open_epochs` gives: every call is one epoch's batches and their lengths."""
