@@ -60,7 +60,9 @@ class _OneAttempt:
 
     def stat(self, name: str) -> Stat:
         with as_store_error(self._shown(name), self._secrets):
-            found = self._call("info", self._retry.limit(), self._path(name))
+            path = self._path(name)
+            self._fs.invalidate_cache(path)  # of listings: what lies there now counts
+            found = self._call("info", self._retry.limit(), path)
             if found["type"] == "directory":
                 raise IsADirectoryError("it is a folder")
             now = stat_of(found)
@@ -139,16 +141,15 @@ def _is_s3(url: str) -> bool:
 
 def _with_defaults(url: str, retry: Retry, options: dict[str, Any]) -> dict[str, Any]:
     """The user's options, and for what they leave open ours."""
-    # What was listed before is not what lies there now.
-    merged = {"use_listings_cache": False} | options
-    if _is_s3(url):
-        merged["config_kwargs"] = {
-            "retries": {"total_max_attempts": 1, "mode": "standard"},
-            "connect_timeout": retry.attempt_seconds,
-            "read_timeout": retry.attempt_seconds,
-            "max_pool_connections": _PARALLEL,
-        } | options.get("config_kwargs", {})
-    return merged
+    if not _is_s3(url):
+        return options
+    config = {
+        "retries": {"total_max_attempts": 1, "mode": "standard"},
+        "connect_timeout": retry.attempt_seconds,
+        "read_timeout": retry.attempt_seconds,
+        "max_pool_connections": _PARALLEL,
+    }
+    return options | {"config_kwargs": config | options.get("config_kwargs", {})}
 
 
 def _described(stat: Stat) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from shardpipe.store.base import Stat, Store
 
-__all__ = ["SlowStore"]
+__all__ = ["SharedLine", "SlowStore"]
 
 
 class SlowStore:
@@ -28,7 +28,8 @@ class SlowStore:
         self._inner = inner
         self._latency = latency_seconds
         self._rate = bytes_per_second
-        self._line = _Line(bytes_per_second)
+        self._line = SharedLine(bytes_per_second)
+        self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _open, (self._inner, self._latency, self._rate, self.parallel)
@@ -47,64 +48,66 @@ class SlowStore:
         answered = time.monotonic() + self._latency
         data = self._inner.read(name, offset, length)
         _sleep_until(answered)
-        self._line.carry(len(data), answered)
+        if data and not math.isinf(self._rate):
+            self._carry(len(data), answered)
         return data
+
+    def _carry(self, size: int, start: float) -> None:
+        with self._lock:
+            goal = self._line.begin(size, start)
+        while True:
+            with self._lock:
+                end = self._line.earliest_end(goal, time.monotonic())
+            if end is None:
+                return
+            _sleep_until(end)
 
 
 def _open(inner: Store, latency: float, rate: float, parallel: int) -> SlowStore:
     return SlowStore(inner, latency, rate, parallel=parallel)
 
 
-class _Line:
-    """Bandwidth shared equally by the transfers under way.
+class SharedLine:
+    """Bandwidth shared equally by the transfers under way; times in seconds, of any clock, never going back.
 
-    Follows `shared`, the bytes that a transfer would have got that was there all the time: it grows by the rate over
+    Follows `_shared`, the bytes that a transfer would have got that was there all the time: it grows by the rate over
     the number of transfers. A transfer ends when it has grown by the transfer's size (generalised processor sharing:
     Parekh and Gallager, "A Generalized Processor Sharing Approach to Flow Control", 1993). Ends are computed, not
-    observed, so a thread that wakes late holds up nobody else.
+    observed, so a thread that wakes late holds up nobody else. Not safe to call from many threads.
     """
 
-    def __init__(self, rate: float) -> None:
-        self._rate = rate
-        self._lock = threading.Lock()
+    def __init__(self, bytes_per_second: float) -> None:
+        self._rate = bytes_per_second
         self._shared = 0.0
         self._time = 0.0
-        self._ends: list[float] = []
-        """Where `shared` will be at the ends of the transfers under way: a heap."""
+        self._goals: list[float] = []
+        """Where `_shared` will be when the transfers under way end: a heap."""
 
-    def carry(self, size: int, start: float) -> None:
-        """Returns when `size` bytes that set out at `start` have come through."""
-        if not size or math.isinf(self._rate):
-            return
-        with self._lock:
-            self._advance(start)
-            end = self._shared + size
-            heapq.heappush(self._ends, end)
-        while True:
-            with self._lock:
-                self._advance(time.monotonic())
-                if self._shared >= end:
-                    return
-                earliest = self._earliest(end)
-            # Who comes meanwhile makes it later, nothing makes it earlier.
-            _sleep_until(earliest)
+    def begin(self, size: int, now: float) -> float:
+        """The goal of a transfer of `size` bytes that begins now."""
+        self._advance(now)
+        goal = self._shared + size
+        heapq.heappush(self._goals, goal)
+        return goal
+
+    def earliest_end(self, goal: float, now: float) -> float | None:
+        """When a transfer will end if no other one comes, which would make it later; None if it has ended."""
+        self._advance(now)
+        if self._shared >= goal:
+            return None
+        # Each has still to come what it lacks, but of the longer ones no more than this one gets.
+        return self._time + sum(min(other, goal) - self._shared for other in self._goals) / self._rate
 
     def _advance(self, now: float) -> None:
-        while self._ends and self._time < now:
-            ends = self._time + (self._ends[0] - self._shared) * len(self._ends) / self._rate
-            if ends > now:
-                self._shared += (now - self._time) * self._rate / len(self._ends)
+        while self._goals and self._time < now:
+            end = self._time + (self._goals[0] - self._shared) * len(self._goals) / self._rate
+            if end > now:
+                self._shared += (now - self._time) * self._rate / len(self._goals)
                 self._time = now
             else:
-                self._shared = heapq.heappop(self._ends)
-                self._time = ends
+                self._shared = heapq.heappop(self._goals)
+                self._time = end
         self._time = max(self._time, now)
-
-    def _earliest(self, end: float) -> float:
-        """When a transfer will end if no other one comes."""
-        # Each has still to come what it lacks, but of the longer ones no more than this one gets.
-        left = sum(min(other, end) - self._shared for other in self._ends)
-        return self._time + left / self._rate
 
 
 def _sleep_until(moment: float) -> None:

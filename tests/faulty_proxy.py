@@ -1,0 +1,117 @@
+"""A proxy on the loopback that passes HTTP requests on, and spoils some of them the ways that networks do."""
+
+from __future__ import annotations
+
+import random
+import socket
+import socketserver
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+__all__ = ["KINDS", "FaultyProxy", "running_proxy"]
+
+KINDS = ("503", "reset", "truncated", "stall")
+
+_BUSY = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+
+
+class FaultyProxy:
+    """Spoils a share of the requests: which ones and how is drawn, seeded, in the order in which they come.
+
+    A fault is an answer of 503, a connection that is reset, a body that ends half way, or silence.
+    """
+
+    def __init__(self, target: str, *, share: float = 0.0, kinds: tuple[str, ...] = KINDS, seed: int = 0) -> None:
+        self.share = share
+        self.kinds = kinds
+        self.latency = 0.0
+        """Seconds that every request waits before it is passed on."""
+        self.faults: Counter[str] = Counter()
+        """What was done how often; "" for nothing."""
+        self.most_at_once = 0
+        self.stopping = threading.Event()
+        self._at_once = 0
+        self._random = random.Random(seed)
+        self._lock = threading.Lock()
+        parts = urlsplit(target)
+        self._target = (str(parts.hostname), int(parts.port or 80))
+
+    def handle(self, client: socket.socket) -> None:
+        """Serves the one request of a connection."""
+        if not (head := _head(client)):
+            return
+        with self._lock:
+            kind = self._random.choice(self.kinds) if self._random.random() < self.share else ""
+            self.faults[kind] += 1
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+        try:
+            time.sleep(self.latency)
+            self._answer(client, head, kind)
+        finally:
+            with self._lock:
+                self._at_once -= 1
+
+    def _answer(self, client: socket.socket, head: bytes, kind: str) -> None:
+        if kind == "503":
+            length = 0 if head.startswith(b"HEAD") else len(_BUSY)
+            client.sendall(
+                b"HTTP/1.1 503 Slow Down\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % length + _BUSY[:length]
+            )
+        elif kind == "reset":
+            # Closed with a linger of 0 seconds, a socket sends RST.
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        elif kind == "stall":
+            self.stopping.wait(10)
+        else:
+            answer = self._fetched(head)
+            client.sendall(answer[: len(answer) // 2] if kind == "truncated" else answer)
+
+    def _fetched(self, head: bytes) -> bytes:
+        with socket.create_connection(self._target) as server:
+            server.sendall(head.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+            return b"".join(iter(lambda: server.recv(1 << 16), b""))
+
+
+def _head(client: socket.socket) -> bytes:
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        if not (more := client.recv(1 << 16)):
+            return b""
+        head += more
+    return head
+
+
+@contextmanager
+def running_proxy(
+    target: str, *, share: float = 0.0, kinds: tuple[str, ...] = KINDS
+) -> Iterator[tuple[FaultyProxy, str]]:
+    """A proxy and its URL while it runs."""
+    proxy = FaultyProxy(target, share=share, kinds=kinds)
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            try:
+                proxy.handle(self.request)
+            except ConnectionError:
+                pass  # the client has given up, as it should
+
+    class Server(socketserver.ThreadingTCPServer):
+        allow_reuse_address = True
+        daemon_threads = True
+        request_queue_size = 128
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        try:
+            yield proxy, f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            proxy.stopping.set()
+            server.shutdown()
+            thread.join()

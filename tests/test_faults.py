@@ -1,0 +1,146 @@
+"""An epoch from S3 over a network that fails, and what is said when it keeps failing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shardpipe import ShardLoader
+from shardpipe.errors import StoreError
+from shardpipe.store import FsspecStore, Retry
+from tests.faulty_proxy import KINDS, FaultyProxy, running_proxy
+from tests.s3 import SECRETS, options, running_s3, upload
+from tests.speech import pack_speech
+
+URL = "s3://speech/set"
+SAMPLES = 240
+QUICK = Retry(attempts=8, first_wait=0.01, longest_wait=0.1, attempt_seconds=0.7)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pack_speech(tmp_path_factory.mktemp("speech"), SAMPLES, seconds=(0.05, 0.3), shard_samples=30)
+
+
+@pytest.fixture(scope="module")
+def endpoint(data: Path) -> Iterator[str]:
+    with running_s3() as endpoint:
+        upload(endpoint, URL, data)
+        yield endpoint
+
+
+@pytest.fixture
+def proxy(endpoint: str) -> Iterator[tuple[FaultyProxy, str]]:
+    with running_proxy(endpoint) as proxy:
+        yield proxy
+
+
+def loader(data: Any, **options: Any) -> ShardLoader:
+    return ShardLoader(data, batch_size=6, seed=3, window=60, lanes=1, threads=4, **options)
+
+
+def test_an_epoch_over_a_failing_network_is_the_epoch_from_disk(
+    data: Path, proxy: tuple[FaultyProxy, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    faulty, address = proxy
+    faulty.share = 0.1
+    remote = loader(FsspecStore(URL, retry=QUICK, **options(address)))
+    keys = []
+    for here, there in zip(loader(data), remote, strict=True):
+        assert np.array_equal(here.audio, there.audio)
+        assert (here.keys, here.texts, here.consumed_samples) == (there.keys, there.texts, there.consumed_samples)
+        keys += there.keys
+    assert len(keys) == len(set(keys)) == SAMPLES
+    assert set(faulty.faults) == {"", *KINDS}, "not every kind of fault has come"
+    assert faulty.faults.total() > 1.05 * faulty.faults[""]
+    assert not remote.skipped
+    everything = caplog.text + json.dumps(remote.state_dict()) + repr(remote)
+    assert "attempt 1 of 8" in caplog.text
+    assert not [secret for secret in SECRETS if secret in everything]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_when_all_fails_the_error_says_what_and_how_often(
+    proxy: tuple[FaultyProxy, str], kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    faulty, address = proxy
+    retry = Retry(attempts=3, first_wait=0.01, longest_wait=0.02, attempt_seconds=0.3)
+    remote = loader(FsspecStore(URL, retry=retry, **options(address)), on_error="skip")
+    batches = iter(remote)
+    next(batches)
+    faulty.share, faulty.kinds = 1.0, (kind,)
+    started = time.monotonic()
+    with pytest.raises(StoreError) as raised:
+        list(batches)
+    # Not a measurement: an unbounded wait would be a minute, the bound is two seconds.
+    assert time.monotonic() - started < 20
+    assert raised.value.attempts == 3
+    assert raised.value.url.startswith(f"{URL}/shard-0000")
+    causes = {
+        "503": "reduce your request rate",
+        "reset": "reset|disconnected|closed",
+        "truncated": ".",
+        "stall": "0.3|imeout",
+    }
+    assert_matches(causes[kind], str(raised.value))
+    assert "after 3 attempts" in str(raised.value)
+    assert not remote.skipped
+    everything = caplog.text + "".join(traceback.format_exception(raised.value)) + json.dumps(remote.state_dict())
+    assert not [secret for secret in SECRETS if secret in everything]
+    print(raised.value)
+
+
+def assert_matches(pattern: str, text: str) -> None:
+    with pytest.raises(AssertionError, match=pattern):
+        raise AssertionError(text)
+
+
+def test_a_stalled_request_holds_no_connection(proxy: tuple[FaultyProxy, str]) -> None:
+    faulty, address = proxy
+    retry = Retry(attempts=2, first_wait=0, attempt_seconds=0.2)
+    store = FsspecStore(URL, retry=retry, **options(address), config_kwargs={"max_pool_connections": 1})
+    assert store.stat("shardindex.json").size
+    faulty.share, faulty.kinds = 1.0, ("stall",)
+    for _ in range(2):
+        with pytest.raises(StoreError):
+            store.stat("shardindex.json")
+    faulty.share = 0.0
+    # The only connection there may be is free again.
+    assert store.stat("shardindex.json").size
+
+
+def test_as_many_reads_are_under_way_as_the_store_says(data: Path, proxy: tuple[FaultyProxy, str]) -> None:
+    faulty, address = proxy
+    faulty.latency = 0.3
+    store = FsspecStore(URL, **options(address))
+    content = (data / "shard-000000.tar").read_bytes()
+
+    def right(place: int) -> bool:
+        return store.read("shard-000000.tar", place, 50) == content[place : place + 50]
+
+    with ThreadPoolExecutor(store.parallel) as pool:
+        assert all(pool.map(right, range(2 * store.parallel)))
+    assert faulty.most_at_once == store.parallel
+
+
+def test_refusals_are_not_repeated(endpoint: str, proxy: tuple[FaultyProxy, str]) -> None:
+    faulty, address = proxy
+    store = FsspecStore("s3://nobucket/set", **options(address))
+    for call in (store.stat, store.read):
+        before = faulty.faults.total()
+        with pytest.raises(StoreError, match="no such file") as raised:
+            call("x.tar")
+        assert raised.value.attempts == 1
+        # fsspec asks for the file, and then whether it is a folder.
+        assert faulty.faults.total() - before <= 2
