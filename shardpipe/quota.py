@@ -246,14 +246,12 @@ def _lock(path: str) -> int:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | FOREIGN_SAFE, 0o666)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(lock).st_nlink:
-                return lock
+            return lock
         except BlockingIOError:
-            pass
+            os.close(lock)
         except OSError:
             os.close(lock)
             raise
-        os.close(lock)
         if time.monotonic() > deadline:
             raise TimeoutError(f"another process does not let go of {path}")
         time.sleep(0.001)

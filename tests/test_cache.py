@@ -276,6 +276,18 @@ def test_the_folder_never_takes_more_than_its_limit(tmp_path: Path, limit: int, 
     assert most > limit / 2
 
 
+def test_what_many_small_shards_will_take_once_written_back_counts(tmp_path: Path) -> None:
+    """ext4 gives a file with more than four extents a block for their tree, but only when it writes them back."""
+    limit = 3 * MIB
+    cache = ShardCache(tmp_path, limit)
+    for number in range(200):
+        for i in range(6):
+            cache.write(shard_of(number), 20_000 * i, b"x" * 500)
+    for path in tmp_path.glob("*.shard"):
+        flush(path)
+    assert limit / 2 < allocated(tmp_path) <= limit
+
+
 def test_what_one_is_granted_the_others_leave_alone(tmp_path: Path) -> None:
     one, other = ShardCache(tmp_path, 4 * MIB), ShardCache(tmp_path, 4 * MIB)
     with one._quota.reserved(0, 3 * MIB), pytest.raises(OSError, match="no room"), other._quota.reserved(0, MIB):
