@@ -31,6 +31,7 @@ _PAYLOADLESS = (
     tarfile.FIFOTYPE,
 )
 _READ_BYTES = 4 << 20
+_READ_BYTES_FAR = 16 << 20  # where every read takes a round trip
 _EXTENDED_BYTES = 1 << 20  # more than any real name needs; a damaged size must not fill the memory
 
 
@@ -131,6 +132,7 @@ class ShardReader:
         self._store = store
         self.name = name
         self.size = store.stat(name).size
+        self._read_bytes = _READ_BYTES_FAR if store.parallel > 1 else _READ_BYTES
         self._md5 = hashlib.md5(usedforsecurity=False)
         self._buffer = b""
         self._start = 0  # of the buffer in the file
@@ -240,7 +242,7 @@ class ShardReader:
         if self._at + BLOCK > self.size:
             raise self._cut("the second block of the end-of-archive mark is missing", self._at)
         while self._at < self.size:
-            chunk = self._take(min(_READ_BYTES, self.size - self._at))
+            chunk = self._take(min(self._read_bytes, self.size - self._at))
             if chunk.strip(b"\0"):
                 self._at -= len(chunk.lstrip(b"\0"))
                 raise self._broken("bytes after the end-of-archive mark, which tar readers do not see", _AGAIN)
@@ -250,7 +252,7 @@ class ShardReader:
         begin = self._at - self._start
         if begin + length > len(self._buffer):
             rest = self._buffer[begin:]
-            wanted = max(length, min(_READ_BYTES, self.size - self._at))
+            wanted = max(length, min(self._read_bytes, self.size - self._at))
             fresh = self._store.read(self.name, self._at + len(rest), wanted - len(rest))
             self._md5.update(fresh)
             self._buffer, self._start, begin = rest + fresh, self._at, 0
@@ -260,7 +262,7 @@ class ShardReader:
 
     def _skip(self, to: int) -> None:
         while self._at < to:
-            self._take(min(_READ_BYTES, to - self._at))
+            self._take(min(self._read_bytes, to - self._at))
 
     def _text(self, name: bytes) -> str:
         try:

@@ -13,22 +13,25 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from moto.server import DomainDispatcherApplication, create_backend_app
 from test_pack import tree
-from test_pack_crash import STEPS
+from test_pack_crash import STEPS, small_disk  # noqa: F401 (a fixture)
 from werkzeug.serving import make_server
 
 from shardpipe import ShardLoader
+from shardpipe.audio import encode
 from shardpipe.errors import AudioError, ConfigError, ShardError, StoreError
 from shardpipe.index import MANIFEST, Index
 from shardpipe.pack import PackOptions, PackReport, index_tars, pack
-from shardpipe.store import CountingStore, FsspecStore
+from shardpipe.store import CountingStore, FsspecStore, Retry
 from shardpipe.store.upload import Uploads
 from shardpipe.verify import verify
 from tests.speech import write_list
@@ -104,7 +107,8 @@ class FlakyFileSystem(MemoryFileSystem):
         if found := self.fault(rpath):
             share, error = found
             data = Path(lpath).read_bytes()
-            self.pipe_file(rpath, data[: int(len(data) * share)])
+            if share:
+                self.pipe_file(rpath, data[: int(len(data) * share)])
             if error:
                 raise error
         else:
@@ -116,7 +120,7 @@ fsspec.register_implementation("flaky", FlakyFileSystem, clobber=True)
 
 @pytest.fixture
 def flaky(monkeypatch: pytest.MonkeyPatch) -> type[FlakyFileSystem]:
-    monkeypatch.setattr("shardpipe.store.upload._FIRST_WAIT", 0.0)
+    monkeypatch.setattr("shardpipe.store.upload._RETRY", Retry(attempts=6, first_wait=0))
     monkeypatch.setattr(FlakyFileSystem, "attempts", 0)
     monkeypatch.setattr(FlakyFileSystem, "fault", staticmethod(lambda path: None))
     return FlakyFileSystem
@@ -230,7 +234,7 @@ def test_killed_at_every_step(tmp_path: Path, speech: Path, local: Path, lost: b
     while cut:
         # fsspec's own file system of this machine: a URL like any other, and forked processes share what lies there.
         url, staging = f"local://{tmp_path}/{steps}/set", tmp_path / f"{steps}/staging"
-        cut = dies_before(steps, lambda: run(speech, url, staging))
+        cut = dies_before(steps, partial(run, speech, url, staging))
         assert cut or objects(url) == whole
         if MANIFEST in objects(url):
             assert verify(url).ok, "the manifest is the commit marker"
@@ -255,7 +259,7 @@ def test_killed_at_every_step_while_replacing_a_dataset(tmp_path: Path, speech: 
     while cut:
         url, staging = f"local://{tmp_path}/{steps}/set", tmp_path / f"{steps}/staging"
         shutil.copytree(tmp_path / "pristine", tmp_path / f"{steps}/set")
-        cut = dies_before(steps, lambda: run(speech, url, staging, overwrite=True))
+        cut = dies_before(steps, partial(run, speech, url, staging, overwrite=True))
         if MANIFEST in objects(url):
             assert verify(url).ok, "a manifest always tells the truth, be it the old one or the new one"
             seen.add(Index.load(url).fingerprint)
@@ -302,3 +306,271 @@ def test_killed_at_random_moments(tmp_path: Path, server: Server) -> None:
     pack(data_list, url, options=PackOptions(shard_samples=2, format="flac"), staging=staging)
     assert objects(url) == tree(tmp_path / "whole")
     assert kills >= 3
+
+
+# --- Uploads that go wrong -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        (0.0, ConnectionResetError("connection reset")),
+        (0.5, TimeoutError("no answer")),
+        (0.5, None),
+        (1.0, ConnectionError("late")),
+    ],
+    ids=["refused", "torn", "silently-torn", "after-all-of-it"],
+)
+def test_uploads_that_fail_a_few_times(
+    tmp_path: Path, speech: Path, local: Path, flaky: type[FlakyFileSystem], fault: tuple[float, Exception | None]
+) -> None:
+    tried: dict[str, int] = {}
+
+    def fails_thrice(path: str) -> tuple[float, Exception | None] | None:
+        tried[path] = tried.get(path, 0) + 1
+        return fault if tried[path] <= 3 else None
+
+    flaky.fault = staticmethod(fails_thrice)
+    url = f"flaky://{tmp_path.name}/{os.urandom(4).hex()}"
+    run(speech, url, tmp_path)
+    assert objects(url) == tree(local)
+    names = [name.rpartition("/")[2] for name in tree(local)]
+    assert {path.rpartition("/")[2]: n for path, n in tried.items()} == dict.fromkeys(names, 4) | {"job.json": 5}
+
+
+@pytest.mark.parametrize("name", ["index/job.json", "shard-000002.tar", "shards.list", MANIFEST])
+def test_uploads_that_always_fail(
+    tmp_path: Path, speech: Path, local: Path, flaky: type[FlakyFileSystem], name: str
+) -> None:
+    url = f"flaky://{tmp_path.name}/{os.urandom(4).hex()}"
+    error = ConnectionError("the gateway is away")
+    flaky.fault = staticmethod(lambda path: (0.0, error) if path.endswith(name) else None)
+    with pytest.raises(StoreError, match=r"away.*[Rr]un the same command again") as caught:
+        run(speech, url, tmp_path)
+    assert caught.value.url == f"{url}/{name}"
+    assert caught.value.attempts > 1
+    assert caught.value.__cause__ is error
+    assert MANIFEST not in objects(url), "no manifest unless all else is there"
+    kept = uploaded(tmp_path)
+    assert len(kept) == {"index/job.json": 0, "shard-000002.tar": 2}.get(name, SHARDS)
+    flaky.fault = staticmethod(lambda path: None)
+    flaky.attempts = 0
+    assert run(speech, url, tmp_path).shards_kept >= len(kept)
+    assert objects(url) == tree(local)
+    assert flaky.attempts <= SHARDS - len(kept) + 6
+
+
+def test_the_command_says_it_in_one_line(tmp_path: Path, speech: Path) -> None:
+    command = [sys.executable, "-m", "shardpipe.cli", "pack", str(speech), "-o", "s3://bucket/set"]
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "secret-of-the-test",
+    }
+    program = "import sys; from shardpipe.cli import main; sys.argv[0] = 'shardpipe'; main()"
+    command[1:3] = ["-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("shardpipe: s3://bucket/set")
+    assert "secret-of-the-test" not in line
+    assert list(tmp_path.iterdir()) == [tmp_path / ".cache"], "the folder that --help names"
+
+
+def test_what_is_lost_at_the_url_is_made_again(tmp_path: Path, speech: Path, local: Path, url: str) -> None:
+    broken = speech.parent / json.loads(speech.read_text().splitlines()[15])["wav"]
+    data = broken.read_bytes()
+    broken.write_bytes(b"")
+    try:
+        with pytest.raises(AudioError, match="is empty"):
+            run(speech, url, tmp_path, on_error="fail")
+    finally:
+        broken.write_bytes(data)
+    assert sorted(objects(url)) == ["index/job.json", "shard-000000.tar", "shard-000001.tar"]
+    changed = objects(url)["shard-000001.tar"]
+    write(f"{url}/shard-000001.tar", changed[:-1])
+    assert run(speech, url, tmp_path).shards_kept == 1
+    assert objects(url) == tree(local)
+
+
+def test_a_disk_smaller_than_the_dataset(tmp_path: Path, small_disk: Path, url: str) -> None:  # noqa: F811
+    data_list = write_list(tmp_path / "speech", 60, codecs=("wav",), seconds=(0.4, 0.6))
+    report = run(data_list, url, small_disk, shard_samples=8)
+    assert report.size > 900_000 > 600 << 10
+    with pytest.raises(StoreError, match="the disk is full") as caught:
+        run(data_list, f"{url}-other", small_disk, shard_samples=60)
+    assert str(small_disk) in caught.value.url
+
+
+# --- What lies there already -----------------------------------------------------------------------------------------
+
+
+def test_another_dataset_is_refused_or_replaced(tmp_path: Path, speech: Path, local: Path, url: str) -> None:
+    run(speech, url, tmp_path, shard_samples=2)
+    write(f"{url}/notes.txt", b"mine")
+    before = objects(url)
+    with pytest.raises(StoreError, match="holds another dataset.*--overwrite"):
+        run(speech, url, tmp_path)
+    assert objects(url) == before
+    run(speech, url, tmp_path, overwrite=True)
+    assert objects(url) == {**tree(local), "notes.txt": b"mine"}, "no stale shard, and what is the user's stays"
+
+
+@pytest.mark.parametrize("name", ["shard-000000.tar", "shards.list", "index/part-00000.parquet", "rejected.jsonl"])
+def test_files_of_others_are_never_touched(tmp_path: Path, speech: Path, url: str, name: str) -> None:
+    write(f"{url}/{name}", b"theirs")
+    for overwrite in (False, True):
+        with pytest.raises(StoreError, match="did not write"):
+            run(speech, url, tmp_path, overwrite=overwrite)
+    assert objects(url) == {name: b"theirs"}
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "of-another-machine"])
+def test_an_unfinished_pack_of_another_list(
+    tmp_path: Path, speech: Path, local: Path, flaky: type[FlakyFileSystem], elsewhere: bool
+) -> None:
+    url = f"flaky://{tmp_path.name}/{os.urandom(4).hex()}"
+    flaky.fault = staticmethod(lambda path: (0.0, OSError("away")) if "000007" in path else None)
+    with pytest.raises(StoreError, match="away"):
+        run(speech, url, tmp_path / "a", shard_samples=1)
+    staging = tmp_path / ("b" if elsewhere else "a")
+    before = objects(url)
+    assert len(before) == 8
+    with pytest.raises(StoreError, match="unfinished pack of another list.*--overwrite"):
+        run(speech, url, staging)
+    with pytest.raises(StoreError, match="unfinished pack"):
+        index_tars(f"{url}/*.tar", url, staging=staging, overwrite=True)
+    assert objects(url) == before
+    assert run(speech, url, staging, overwrite=True).shards == SHARDS
+    assert objects(url) == tree(local)
+
+
+def test_two_at_once(tmp_path: Path, speech: Path, url: str) -> None:
+    refused: list[str] = []
+
+    def try_too(done: int, *_: int) -> None:
+        if done == 1:
+            with pytest.raises(StoreError, match="another process is writing there") as caught:
+                run(speech, url, tmp_path)
+            refused.append(caught.value.url)
+
+    pack(speech, url, options=OPTIONS, staging=tmp_path, progress=try_too)
+    assert refused == [url]
+    assert verify(url).ok
+
+
+@pytest.mark.parametrize(
+    "out", ["s3://user:word@bucket/set", "https://host/set?sig=word", "s3://bucket/set?versionId=word"]
+)
+def test_credentials_are_not_taken_from_a_url(tmp_path: Path, speech: Path, out: str) -> None:
+    for write_there in (
+        lambda: run(speech, out, tmp_path),
+        lambda: index_tars(f"{tmp_path}/*.tar", out),
+        lambda: index_tars(out, tmp_path / "index"),
+    ):
+        with pytest.raises(ConfigError, match="which would be written down") as caught:
+            write_there()
+        assert "word" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_needs_no_staging(tmp_path: Path, speech: Path) -> None:
+    with pytest.raises(ConfigError, match="staging is .*a folder of this machine"):
+        run(speech, str(tmp_path / "out"), tmp_path)
+    assert pack(speech, f"file://{tmp_path}/out", options=OPTIONS).out == str(tmp_path / "out")
+
+
+# --- Audio and tars that lie at URLs ---------------------------------------------------------------------------------
+
+
+def put_folder(folder: Path, url: str) -> None:
+    for name, data in tree(folder).items():
+        write(f"{url}/{name}", data)
+
+
+def test_audio_at_a_url(tmp_path: Path, speech: Path, local: Path, url: str) -> None:
+    put_folder(speech.parent / "audio", f"{url}/audio")
+    fields = [json.loads(line) for line in speech.read_text().splitlines()]
+    lines = [json.dumps({**entry, "wav": f"{url}/audio/{Path(entry['wav']).name}"}) for entry in fields]
+    (tmp_path / "data.list").write_text("\n".join(lines))
+    run(tmp_path / "data.list", f"{url}/packed", tmp_path / "staging")
+    packed = objects(f"{url}/packed")
+    for name in ("shard-000000.tar", "shard-000003.tar", "index/part-00000.parquet"):
+        assert packed[name] == tree(local)[name]
+    assert "no such file" in json.loads(packed["rejected.jsonl"])["reason"]
+
+
+@pytest.mark.parametrize(
+    "pattern", ["shard-{000000..000003}.tar", "shard-*.tar", "shard-00000[0-3].tar", "*-00000?.tar"]
+)
+def test_tars_at_a_url_indexed_in_a_folder(tmp_path: Path, local: Path, url: str, pattern: str) -> None:
+    put_folder(local, url)
+    report = index_tars(f"{url}/{pattern}", tmp_path / "index")
+    index = Index.load(str(tmp_path / "index"))
+    assert report.fingerprint == index.fingerprint == Index.load(str(local)).fingerprint
+    names = [f"{url}/shard-00000{n}.tar" for n in range(SHARDS)]
+    assert [shard.name for shard in index.shards] == names
+    assert (tmp_path / "index/shards.list").read_text().splitlines() == names
+    assert index.store.parallel > 1
+    assert verify(tmp_path / "index").ok
+    assert epoch(tmp_path / "index") == epoch(local)
+
+
+def epoch(data: Path | str) -> list[tuple[list[str], bytes]]:
+    return [(list(batch.keys), batch.audio.numpy().tobytes()) for batch in ShardLoader(str(data), batch_size=4)]
+
+
+def test_tars_at_a_url_indexed_beside_them(tmp_path: Path, local: Path, url: str) -> None:
+    for name in (f"shard-00000{n}.tar" for n in range(SHARDS)):
+        write(f"{url}/tars/{name}", (local / name).read_bytes())
+    for out, names in (
+        (url, [f"tars/shard-00000{n}.tar" for n in range(SHARDS)]),
+        (f"{url}/tars", [f"shard-00000{n}.tar" for n in range(SHARDS)]),
+        (f"{url}/index", [f"{url}/tars/shard-00000{n}.tar" for n in range(SHARDS)]),
+    ):
+        index_tars(f"{url}/tars/*.tar", out, staging=tmp_path)
+        assert [shard.name for shard in Index.load(out).shards] == names
+        assert objects(out)["shards.list"].decode().split() == names
+        assert verify(out).ok
+        assert epoch(out) == epoch(local)
+    with pytest.raises(StoreError, match="holds another dataset"):
+        index_tars(f"{url}/tars/*0.tar", url, staging=tmp_path)
+    assert index_tars(f"{url}/tars/*0.tar", url, staging=tmp_path, overwrite=True).shards == 1
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(StoreError, match="no file matches"):
+        index_tars(f"{url}/tars/*.zip", tmp_path / "index")
+    with pytest.raises(StoreError, match=r"shard-000007.tar: there is no such file"):
+        index_tars(f"{url}/tars/shard-000007.tar", tmp_path / "index")
+    with pytest.raises(ConfigError, match="cannot name what lies on this machine"):
+        index_tars(f"{local}/*.tar", f"{url}/other", staging=tmp_path)
+
+
+# --- Verifying -------------------------------------------------------------------------------------------------------
+
+
+def test_verify_finds_a_flipped_byte(local: Path, url: str) -> None:
+    put_folder(local, url)
+    row = Index.load(url).rows(2).to_pylist()[1]
+    data = bytearray(objects(url)["shard-000002.tar"])
+    data[row["audio_offset"] + row["audio_size"] // 2] ^= 1
+    write(f"{url}/shard-000002.tar", bytes(data))
+    report = verify(url)
+    assert report.samples == 19
+    assert [type(problem) for problem in report.problems] == [ShardError, ShardError]
+    assert row["key"] in str(report.problems[1])
+
+
+def test_verify_reads_large_ranges_once(tmp_path: Path) -> None:
+    frames = 3 << 20
+    (tmp_path / "long.wav").write_bytes(encode(np.zeros((frames, 1), np.int16), 16000, "wav"))
+    line = {"key": "a", "wav": "long.wav", "txt": ""}
+    (tmp_path / "data.list").write_text("".join(json.dumps({**line, "key": key}) + "\n" for key in "abcdef"))
+    url = f"memory://{tmp_path.name}/set"
+    size = run(tmp_path / "data.list", url, tmp_path / "staging").size
+    store = CountingStore(FsspecStore(url))
+    assert verify(store).ok
+    reads = [(offset, length) for name, offset, length in store.reads if name.endswith(".tar")]
+    assert sum(length for _, length in reads) == size
+    assert len(reads) <= -(-size // (16 << 20)) + 1

@@ -141,7 +141,13 @@ class GrowingShards:
             finished = _Finished(**json.loads(table.schema.metadata[_METADATA]))
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
             return None
-        return finished if kept.get(shard_name(self.count)) == (finished.size, finished.version) else None
+        name = shard_name(self.count)
+        found = kept.get(name)
+        if found is None or found.size != finished.size:
+            return None
+        # Some file systems tell a version in one way in listings and in another one of a single file.
+        same = found.version == finished.version or self._destination.store.stat(name).version == finished.version
+        return finished if same else None
 
     def _is_full(self, more: int) -> bool:
         assert self._writer is not None

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import random
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,26 +11,40 @@ import fsspec
 
 from shardpipe.errors import StoreError
 from shardpipe.store.base import Stat
-from shardpipe.store.remote import FsspecStore
-from shardpipe.store.urls import checked_url
+from shardpipe.store.faults import may_pass
+from shardpipe.store.redact import safe_cause, scrub
+from shardpipe.store.remote import FsspecStore, stat_of
+from shardpipe.store.retry import Retry, attempted
+from shardpipe.store.urls import checked_url, scheme_of
 
 __all__ = ["Uploads"]
 
-_ATTEMPTS = 6
-_FIRST_WAIT = 0.25  # seconds
+# Of whole files. Every part of a large one is tried by s3fs five times within a few seconds before the file is.
+_RETRY = Retry(attempts=6, first_wait=1.0)
+_S3 = {
+    "config_kwargs": {
+        "retries": {"total_max_attempts": 1, "mode": "standard"},
+        "connect_timeout": 10,
+        "read_timeout": 60,  # putting the parts of a large file together takes S3 its time
+    }
+}
 _PART_BYTES = 16 << 20
 _PARTS_AT_ONCE = 4
-_PARTS_MAX = 10_000  # of one upload; S3's limit
+_PARTS_MAX = 10_000  # of one file; S3's limit
 _FIX = "Run the same command again once the place can be written to: what is uploaded is kept."
 _T = TypeVar("_T")
 
 
 class Uploads:
-    """Writes files to a URL. Every call raises StoreError, after a few attempts where another one may help."""
+    """Writes files to a URL. Every call raises StoreError, after a few attempts where another one may help.
+
+    Raises ConfigError for a URL that holds credentials.
+    """
 
     def __init__(self, url: str) -> None:
         self.store = FsspecStore(checked_url("out", url))
-        self._fs, self._root = fsspec.core.url_to_fs(self.url)
+        options = _S3 if scheme_of(url) in ("s3", "s3a") else {}
+        self._fs, self._root = fsspec.core.url_to_fs(self.url, **options)
 
     @property
     def url(self) -> str:
@@ -47,16 +59,17 @@ class Uploads:
             if self._fs.root_marker == "/":  # it has folders, and wants them made; a bucket is not ours to make
                 self._fs.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
             self._fs.put_file(str(path), self._path(name), **options)
-            found = self._stat(self._fs.info(self._path(name)))
+            self._fs.invalidate_cache(self._path(name))
+            found = stat_of(self._fs.info(self._path(name)))
             if found.size != size:
-                raise OSError(f"{found.size} of {size} bytes have arrived")
+                raise ConnectionError(f"{found.size} of {size} bytes have arrived")
             return found
 
-        return _attempted(upload, f"{self.url}/{name}", "written")
+        return self._attempted(upload, name, "written")
 
     def remove(self, name: str) -> None:
         """Removes a file that is there."""
-        _attempted(lambda: self._fs.rm_file(self._path(name)), f"{self.url}/{name}", "removed")
+        self._attempted(lambda: self._fs.rm_file(self._path(name)), name, "removed")
 
     def listing(self, folder: str = "") -> dict[str, Stat]:
         """The files right in a folder, with their names from the root; none if there is no such folder."""
@@ -70,21 +83,29 @@ class Uploads:
                 return []
             return found
 
-        entries = _attempted(look, f"{self.url}/{folder}".rstrip("/"), "listed")
         prefix = f"{folder}/" if folder else ""
         return {
-            prefix + str(entry["name"]).rpartition("/")[2]: self._stat(entry)
-            for entry in entries
+            prefix + str(entry["name"]).rpartition("/")[2]: stat_of(entry)
+            for entry in self._attempted(look, folder, "listed")
             if entry["type"] == "file" and str(entry["name"]).rstrip("/") != path
         }
 
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}"
 
-    @staticmethod
-    def _stat(entry: dict[str, Any]) -> Stat:
-        version = next((entry[field] for field in ("ETag", "etag", "md5Hash", "mtime") if field in entry), "")
-        return Stat(int(entry["size"]), str(version))
+    def _attempted(self, action: Callable[[], _T], name: str, done: str) -> _T:
+        def attempt() -> _T:
+            try:
+                return action()
+            except Exception as error:
+                # Not only OSError: file systems raise what their client libraries do.
+                reason = scrub(str(error).strip() or type(error).__name__)
+                url = f"{self.url}/{name}".rstrip("/")
+                raise StoreError(
+                    f"cannot be {done} ({reason})", url=url, fix=_FIX, transient=may_pass(error)
+                ) from safe_cause(error, ())
+
+        return attempted(attempt, _RETRY)
 
 
 def _part_options(fs: Any, size: int) -> dict[str, int]:
@@ -92,18 +113,3 @@ def _part_options(fs: Any, size: int) -> dict[str, int]:
     known = inspect.signature(getattr(fs, "_put_file", fs.put_file)).parameters
     wanted = {"chunksize": max(_PART_BYTES, -(-size // _PARTS_MAX)), "max_concurrency": _PARTS_AT_ONCE}
     return {name: value for name, value in wanted.items() if name in known}
-
-
-def _attempted(action: Callable[[], _T], url: str, done: str) -> _T:
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            return action()
-        except (FileNotFoundError, PermissionError, NotImplementedError, ImportError, ValueError) as error:
-            raise StoreError(f"cannot be {done} ({error})", url=url, attempts=attempt, fix=_FIX) from error
-        except Exception as error:
-            # Not only OSError: file systems raise what their client libraries do.
-            if attempt == _ATTEMPTS:
-                what = f"cannot be {done} after {attempt} attempts ({error})"
-                raise StoreError(what, url=url, attempts=attempt, fix=_FIX) from error
-            time.sleep(_FIRST_WAIT * 2 ** (attempt - 1) * (0.5 + random.random() / 2))
-    raise AssertionError("unreachable")

@@ -9,6 +9,7 @@ import fsspec
 
 from shardpipe.errors import ConfigError, StoreError
 from shardpipe.store.base import as_store_error
+from shardpipe.store.redact import shown_url
 
 __all__ = ["checked_url", "find_urls", "is_url", "scheme_of"]
 
@@ -28,8 +29,7 @@ def checked_url(setting: str, url: str, *, wildcards: bool = False) -> str:
 
     With `wildcards`, a question mark begins a query string only where a NAME=VALUE follows.
     """
-    parts = urlsplit(url)
-    shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    parts, shown = urlsplit(url), shown_url(url)
     fix = "Keep credentials where the client library looks for them: its environment variables or files."
     if "@" in parts.netloc:
         raise ConfigError(setting, shown, "it came with a user name, which would be written down", fix=fix)
@@ -46,10 +46,14 @@ def find_urls(pattern: str) -> list[str]:
     checked_url("tars", pattern, wildcards=True)
     if not _has_magic(pattern):
         return [pattern]
+    folder = re.split(r"[*?[]", pattern, maxsplit=1)[0].rpartition("/")[0]
+    if not folder.partition("://")[2]:
+        raise ConfigError("tars", pattern, "the bucket or host must be named, without wildcards")
     with as_store_error(pattern):
         fs, path = fsspec.core.url_to_fs(pattern)
         fs.invalidate_cache()  # of listings: files may have come since one was made
-        matches = sorted(fs.unstrip_protocol(match) for match in fs.glob(path))
+        root = fs._strip_protocol(folder)
+        matches = sorted(folder + match.removeprefix(root) for match in fs.glob(path))
     if not matches:
         raise StoreError("no file matches", url=pattern, fix="Check the pattern, and quote it for the shell.")
     return matches
