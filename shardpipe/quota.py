@@ -141,14 +141,16 @@ class Quota:
             limit = capacity if self._limit is None else min(self._limit, capacity)
             room = min(limit - census.used, free) - promised
             wanted = max(cost, _LEASE_MIN, min(limit // _LEASES, _LEASE_MAX))
-            wanted = min(wanted, room + sum(size for _, size, _ in census.evictable))
+            evictable = sum(size for _, size, _ in census.evictable)
+            wanted = min(wanted, room + evictable)
             if wanted >= cost:  # else evicting would be of no use
                 room += _evict(census.evictable, wanted - room)
             grant = min(wanted, room)
             if grant < cost:
                 raise _NoRoom(
-                    f"no room for {cost} bytes within {limit}: files in the folder take {census.used}, "
-                    f"{promised} are promised to those who write, and the disk can spare {max(free, 0)}"
+                    f"no room for {cost} bytes within {limit}: the cache's files take {evictable}, others in the "
+                    f"folder {census.used - evictable}, {promised} are promised to those who write, and the disk can "
+                    f"spare {max(free, 0)}"
                 )
             self._promise(self._in_flight + grant)
             self._left = grant

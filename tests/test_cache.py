@@ -342,7 +342,8 @@ def test_foreign_files_stay_and_count(tmp_path: Path, caplog: pytest.LogCaptureF
     assert cache.read(shard_of(2), 0, PIECE) is None
     assert len(caplog.records) == 1
     assert "no room" in caplog.text
-    assert str(6 * MIB) in caplog.text
+    assert f"within {6 * MIB}" in caplog.text
+    assert re.search(rf"others in the folder {6 * MIB + 8192},", caplog.text)  # and lock and lease
     assert "cache_bytes" in caplog.text
 
 

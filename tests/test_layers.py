@@ -54,7 +54,20 @@ PURE_MAY_IMPORT = {
     "typing",
 }
 WRITE_SIDE = {"pack", "verify", "lists", "shard", "scan"}
-READ_SIDE = {"order", "plan", "bijection", "cut", "sequence", "read", "work", "batch", "workers", "device", "loader"}
+READ_SIDE = {
+    "order",
+    "plan",
+    "bijection",
+    "cut",
+    "cache",
+    "sequence",
+    "read",
+    "work",
+    "batch",
+    "workers",
+    "device",
+    "loader",
+}
 TRAIN_MAY_IMPORT = {"shardpipe", "loader", "batch", "errors", "bijection", "publish"}
 ENTRY_POINTS = {"cli.py", "train/cli.py", "train/__main__.py"}
 
