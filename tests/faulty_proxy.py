@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
 __all__ = ["KINDS", "FaultyProxy", "running_proxy"]
@@ -96,10 +96,8 @@ def running_proxy(
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
-            try:
+            with suppress(ConnectionError):  # the client has given up, as it should
                 proxy.handle(self.request)
-            except ConnectionError:
-                pass  # the client has given up, as it should
 
     class Server(socketserver.ThreadingTCPServer):
         allow_reuse_address = True

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import re
 import time
 import traceback
 from collections.abc import Iterator
@@ -18,12 +20,12 @@ from shardpipe import ShardLoader
 from shardpipe.errors import StoreError
 from shardpipe.store import FsspecStore, Retry
 from tests.faulty_proxy import KINDS, FaultyProxy, running_proxy
-from tests.s3 import SECRETS, options, running_s3, upload
+from tests.s3 import SECRETS, options, upload
 from tests.speech import pack_speech
 
 URL = "s3://speech/set"
 SAMPLES = 240
-QUICK = Retry(attempts=8, first_wait=0.01, longest_wait=0.1, attempt_seconds=0.7)
+QUICK = Retry(attempts=8, first_wait=0.01, longest_wait=0.1, attempt_seconds=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +34,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def endpoint(data: Path) -> Iterator[str]:
-    with running_s3() as endpoint:
-        upload(endpoint, URL, data)
-        yield endpoint
+def endpoint(data: Path, s3_endpoint: str) -> str:
+    upload(s3_endpoint, URL, data)
+    return s3_endpoint
 
 
 @pytest.fixture
@@ -69,13 +70,21 @@ def test_an_epoch_over_a_failing_network_is_the_epoch_from_disk(
     assert not [secret for secret in SECRETS if secret in everything]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "cause"),
+    [
+        ("503", "reduce your request rate"),
+        ("reset", "closed|reset|disconnected"),
+        ("truncated", "not completed|[Nn]ot enough data"),
+        ("stall", "not complete within|[Tt]imeout"),
+    ],
+)
 def test_when_all_fails_the_error_says_what_and_how_often(
-    proxy: tuple[FaultyProxy, str], kind: str, caplog: pytest.LogCaptureFixture
+    proxy: tuple[FaultyProxy, str], kind: str, cause: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     faulty, address = proxy
-    retry = Retry(attempts=3, first_wait=0.01, longest_wait=0.02, attempt_seconds=0.3)
+    retry = Retry(attempts=3, first_wait=0.01, longest_wait=0.02, attempt_seconds=1.0)
     remote = loader(FsspecStore(URL, retry=retry, **options(address)), on_error="skip")
     batches = iter(remote)
     next(batches)
@@ -83,27 +92,15 @@ def test_when_all_fails_the_error_says_what_and_how_often(
     started = time.monotonic()
     with pytest.raises(StoreError) as raised:
         list(batches)
-    # Not a measurement: an unbounded wait would be a minute, the bound is two seconds.
+    # Not a measurement: an unbounded wait would be a minute, the bound is four seconds.
     assert time.monotonic() - started < 20
     assert raised.value.attempts == 3
     assert raised.value.url.startswith(f"{URL}/shard-0000")
-    causes = {
-        "503": "reduce your request rate",
-        "reset": "reset|disconnected|closed",
-        "truncated": ".",
-        "stall": "0.3|imeout",
-    }
-    assert_matches(causes[kind], str(raised.value))
+    assert re.search(cause, str(raised.value))
     assert "after 3 attempts" in str(raised.value)
     assert not remote.skipped
     everything = caplog.text + "".join(traceback.format_exception(raised.value)) + json.dumps(remote.state_dict())
     assert not [secret for secret in SECRETS if secret in everything]
-    print(raised.value)
-
-
-def assert_matches(pattern: str, text: str) -> None:
-    with pytest.raises(AssertionError, match=pattern):
-        raise AssertionError(text)
 
 
 def test_a_stalled_request_holds_no_connection(proxy: tuple[FaultyProxy, str]) -> None:
@@ -144,3 +141,26 @@ def test_refusals_are_not_repeated(endpoint: str, proxy: tuple[FaultyProxy, str]
         assert raised.value.attempts == 1
         # fsspec asks for the file, and then whether it is a folder.
         assert faulty.faults.total() - before <= 2
+
+
+def test_credentials_and_endpoint_may_come_from_the_environment(
+    data: Path, endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, secret = SECRETS
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    for here, there in zip(loader(data), loader(URL), strict=True):
+        assert np.array_equal(here.audio, there.audio)
+
+
+def test_missing_credentials_are_not_asked_for_again(
+    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(StoreError, match="credentials") as raised:
+        FsspecStore(URL, endpoint_url=endpoint).stat("shardindex.json")
+    assert raised.value.attempts == 1

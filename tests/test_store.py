@@ -10,27 +10,71 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from shardpipe.errors import StoreError
-from shardpipe.store import CountingStore, FsspecStore, LocalStore, Store, open_store
+from shardpipe.store import (
+    CountingStore,
+    FailingStore,
+    Fault,
+    FsspecStore,
+    LocalStore,
+    Retry,
+    RetryingStore,
+    SlowStore,
+    Store,
+    open_store,
+    resolving,
+)
+from tests.s3 import options, upload
 
 CONTENT = bytes(range(256)) * 8
 
 
-@pytest.fixture(params=["local", "memory", "counting"])
+FILES = {"a/b.tar": CONTENT, "empty": b""}
+STORES = ["local", "memory", "counting", "slow", "failing", "retrying", "resolving", "s3"]
+
+
+@pytest.fixture(params=STORES)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """FILES in a store of every kind, and a file `aside` beside its root."""
     if request.param == "memory":
         memory = fsspec.filesystem("memory")
-        memory.pipe("/set/a/b.tar", CONTENT)
-        memory.pipe("/set/empty", b"")
-        yield FsspecStore("memory://set")
-        memory.rm("/set", recursive=True)
+        for name, content in FILES.items():
+            memory.pipe(f"/there/set/{name}", content)
+        memory.pipe("/there/aside", b"beside")
+        yield FsspecStore("memory://there/set")
+        memory.rm("/there", recursive=True)
         return
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "b.tar").write_bytes(CONTENT)
-    (tmp_path / "empty").write_bytes(b"")
-    local = LocalStore(tmp_path)
-    yield CountingStore(local) if request.param == "counting" else local
+    if request.param == "s3":
+        endpoint = request.getfixturevalue("s3_endpoint")
+        upload(endpoint, "s3://conformance", {"aside": b"beside"})
+        upload(endpoint, "s3://conformance/set", FILES)
+        yield FsspecStore("s3://conformance/set", **options(endpoint))
+        return
+    (tmp_path / "set" / "a").mkdir(parents=True)
+    (tmp_path / "aside").write_bytes(b"beside")
+    for name, content in FILES.items():
+        (tmp_path / "set" / name).write_bytes(content)
+    yield around(request.param, LocalStore(tmp_path / "set"))
+
+
+def around(kind: str, local: LocalStore) -> Store:
+    match kind:
+        case "local":
+            return local
+        case "counting":
+            return CountingStore(local)
+        case "slow":
+            return SlowStore(local, 0.0001, 1e9)
+        case "failing":
+            return FailingStore(local, [])
+        case "resolving":
+            return resolving(local, ["memory://elsewhere/x.tar"])
+        case "retrying":
+            faults: list[Fault] = [None, ConnectionResetError(104, "reset"), lambda data: data[:-1], TimeoutError()]
+            return RetryingStore(FailingStore(local, lambda n: faults[n % 4]), Retry(first_wait=0, attempts=60))
+    raise AssertionError(kind)
 
 
 @pytest.mark.parametrize(("offset", "length"), [(0, None), (0, 0), (0, 10), (5, 10), (2000, 48), (7, None), (2048, 0)])
@@ -58,15 +102,32 @@ def test_a_missing_file_is_an_error(store: Store) -> None:
             access("nothing.tar")
 
 
+def test_a_folder_is_no_file(store: Store) -> None:
+    for access in (store.read, store.stat):
+        with pytest.raises(StoreError, match=r"/a: cannot be read"):
+            access("a")
+
+
+def test_names_may_lead_out_of_the_root(store: Store) -> None:
+    assert store.read("../aside") == b"beside"
+    assert store.stat("a/../../aside").size == 6
+
+
+def test_says_where_it_is_and_how_many_reads_are_worth_it(store: Store) -> None:
+    assert isinstance(store, Store)
+    assert store.url.endswith("/set")
+    assert store.parallel >= 1
+
+
 def test_many_threads_read_at_once(store: Store) -> None:
     wrong: list[int] = []
 
     def read(start: int) -> None:
-        for i in range(start, start + 50):
+        for i in range(start, start + 20):
             if store.read("a/b.tar", i, 100) != CONTENT[i : i + 100]:
                 wrong.append(i)
 
-    threads = [threading.Thread(target=read, args=(i * 50,)) for i in range(8)]
+    threads = [threading.Thread(target=read, args=(i * 20,)) for i in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -98,12 +159,6 @@ def test_an_unreadable_file_is_an_error(tmp_path: Path) -> None:
         LocalStore(tmp_path).read("x")
 
 
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    (tmp_path / "x").mkdir()
-    with pytest.raises(StoreError, match="cannot be read"):
-        LocalStore(tmp_path).read("x")
-
-
 def test_stores_travel_to_worker_processes(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"1")
     assert pickle.loads(pickle.dumps(LocalStore(tmp_path))).read("x") == b"1"
@@ -119,7 +174,7 @@ def test_counts_reads(tmp_path: Path) -> None:
 
 
 def test_what_a_file_system_raises_is_an_error() -> None:
-    class Locked(fsspec.implementations.memory.MemoryFileSystem):
+    class Locked(MemoryFileSystem):
         protocol = "locked"
 
         def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: object) -> bytes:
@@ -128,3 +183,84 @@ def test_what_a_file_system_raises_is_an_error() -> None:
     fsspec.register_implementation("locked", Locked)
     with pytest.raises(StoreError, match=r"locked://set/a\.tar: cannot be read \(no credentials\)"):
         open_store("locked://set").read("a.tar", 0, 4)
+
+
+@pytest.fixture
+def memory() -> Iterator[fsspec.AbstractFileSystem]:
+    memory = fsspec.filesystem("memory")
+    yield memory
+    memory.rm("/", recursive=True)
+
+
+def test_another_content_is_another_version(
+    tmp_path: Path, memory: fsspec.AbstractFileSystem, s3_endpoint: str
+) -> None:
+    def write(content: bytes) -> None:
+        (tmp_path / "x").write_bytes(content)
+        memory.pipe("/versions/x", content)
+        upload(s3_endpoint, "s3://versions/set", {"x": content})
+
+    stores = [
+        LocalStore(tmp_path),
+        FsspecStore("memory://versions"),
+        FsspecStore("s3://versions/set", **options(s3_endpoint)),
+    ]
+    write(b"one")
+    before = [store.stat("x") for store in stores]
+    assert [store.stat("x") for store in stores] == before
+    write(b"two")
+    after = [store.stat("x") for store in stores]
+    assert [stat.size for stat in after] == [3, 3, 3]
+    assert not [one for one, other in zip(before, after) if one.version == other.version]
+
+
+@pytest.mark.parametrize("kind", ["memory", "s3"])
+def test_a_short_read_says_that_the_file_has_changed(
+    kind: str, memory: fsspec.AbstractFileSystem, s3_endpoint: str
+) -> None:
+    def write(content: bytes) -> None:
+        if kind == "memory":
+            memory.pipe("/changing/set/x", content)
+        else:
+            upload(s3_endpoint, "s3://changing/set", {"x": content})
+
+    store = FsspecStore(f"{kind}://changing/set", **(options(s3_endpoint) if kind == "s3" else {}))
+    write(CONTENT)
+    store.stat("x")
+    write(CONTENT[:1000])
+    for offset in (900, 1500):
+        with pytest.raises(StoreError, match=r"it had 2048 bytes \(version .+\), it has 1000 bytes \(ver") as raised:
+            store.read("x", offset, 200)
+        assert raised.value.attempts == 1
+
+
+@pytest.mark.parametrize("offset", [2040, 4000])
+@pytest.mark.parametrize("kind", ["memory", "s3"])
+def test_a_short_read_says_that_the_index_is_wrong(
+    kind: str, offset: int, memory: fsspec.AbstractFileSystem, s3_endpoint: str
+) -> None:
+    memory.pipe("/short/set/x", CONTENT)
+    upload(s3_endpoint, "s3://short/set", {"x": CONTENT})
+    store = FsspecStore(f"{kind}://short/set", **(options(s3_endpoint) if kind == "s3" else {}))
+    with pytest.raises(StoreError, match=f"asked for 9 bytes at {offset}, it has only 2048") as raised:
+        store.read("x", offset, 9)
+    assert raised.value.attempts == 1
+    assert "verify" in str(raised.value)
+
+
+def test_a_short_read_of_a_file_that_is_whole_is_repeated(
+    memory: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory.pipe("/set/x", CONTENT)
+    cat_file = MemoryFileSystem.cat_file
+    short = iter([True, True, False, True, True, True])
+
+    def half(fs: MemoryFileSystem, path: str, start: int, end: int) -> bytes:
+        data: bytes = cat_file(fs, path, start, end)
+        return data[: len(data) // 2] if next(short) else data
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", half)
+    store = FsspecStore("memory://set", retry=Retry(attempts=3, first_wait=0))
+    assert store.read("x", 10, 100) == CONTENT[10:110]
+    with pytest.raises(StoreError, match="asked for 100 bytes at 10, got 50, after 3 attempts"):
+        store.read("x", 10, 100)

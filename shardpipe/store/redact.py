@@ -20,7 +20,7 @@ _GENERIC = (
     (re.compile(r"(://[^\s?'\"]*)\?[^\s'\")]*"), r"\1"),
     (
         re.compile(
-            r"([\w-]*(?:secret|token|passw|signature|credential|authorization|access_?key)[\w-]*['\"]?\s*[:=]\s*b?['\"]?)"
+            r"([\w-]*(?:secret|token|passw|signature|credential|authorization|access_?key)[\w-]*['\"]?\s*[:=]\s*(?:b(?=['\"]))?['\"]?)"
             r"(?:(?:Bearer|Basic|AWS4-HMAC-SHA256)\s+)?[^\s'\",;&)]+",
             re.IGNORECASE,
         ),
