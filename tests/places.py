@@ -1,0 +1,58 @@
+"""Places to write to, and what lies there; small datasets to put there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from shardpipe.pack import PackOptions, PackReport, pack
+from tests.s3 import SECRETS
+from tests.speech import write_list
+
+__all__ = ["objects", "run", "speech_with_a_bad_line", "uploaded", "use_bucket", "write"]
+
+
+def use_bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A URL in a new bucket, with what it takes to get there in the environment."""
+    key, secret = SECRETS
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    bucket = f"bucket-{os.urandom(4).hex()}"
+    fsspec.filesystem("s3").mkdir(bucket)
+    return f"s3://{bucket}/some/set"
+
+
+def objects(url: str) -> dict[str, bytes]:
+    fs, root = fsspec.core.url_to_fs(url)
+    fs.invalidate_cache()
+    return {name.removeprefix(f"{root}/"): fs.cat_file(name) for name in fs.find(root)}
+
+
+def write(url: str, data: bytes) -> None:
+    fs, path = fsspec.core.url_to_fs(url)
+    fs.pipe_file(path, data)
+
+
+def speech_with_a_bad_line(folder: Path) -> Path:
+    """A list of 20 utterances and one without audio."""
+    data_list = write_list(folder, 20)
+    data_list.write_text(data_list.read_text() + '{"key": "bad", "wav": "missing.wav", "txt": ""}\n')
+    return data_list
+
+
+def run(data_list: Path, out: Path | str, staging: Path | None = None, **options: Any) -> PackReport:
+    """Packs four shards of such a list."""
+    return pack(
+        data_list, out, options=PackOptions(**{"shard_samples": 6, "on_error": "skip", **options}), staging=staging
+    )
+
+
+def uploaded(staging: Path) -> set[str]:
+    """Names of the shards that a further run must not upload again."""
+    return {path.with_suffix(".tar").name for path in staging.glob("*/shard-*.parquet")}
