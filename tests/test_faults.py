@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import pytest
 
 from shardpipe import ShardLoader
 from shardpipe.errors import StoreError
-from shardpipe.store import FsspecStore, Retry
+from shardpipe.store import FsspecStore, Retry, abandon_when
 from tests.faulty_proxy import KINDS, FaultyProxy, running_proxy
 from tests.s3 import SECRETS, options, upload
 from tests.speech import pack_speech
@@ -164,3 +165,22 @@ def test_missing_credentials_are_not_asked_for_again(
     with pytest.raises(StoreError, match="credentials") as raised:
         FsspecStore(URL, endpoint_url=endpoint).stat("shardindex.json")
     assert raised.value.attempts == 1
+
+
+def test_an_abandoned_read_ends_at_once(proxy: tuple[FaultyProxy, str]) -> None:
+    faulty, address = proxy
+    store = FsspecStore(URL, retry=Retry(attempt_seconds=60, longest_wait=60, first_wait=60), **options(address))
+    store.stat("shardindex.json")
+    for kind in ("stall", "503"):
+        faulty.share, faulty.kinds = 1.0, (kind,)
+        stopped = threading.Event()
+        before = faulty.faults[kind]
+        with ThreadPoolExecutor(4, initializer=abandon_when, initargs=(stopped,)) as pool:
+            reads = [pool.submit(store.read, "shard-000000.tar", i, 10) for i in range(4)]
+            while faulty.faults[kind] < before + 4:
+                time.sleep(0.01)
+            stopped.set()
+            started = time.monotonic()
+            assert all(isinstance(read.exception(), StoreError) for read in reads)
+        # Not a measurement: it would be a minute.
+        assert time.monotonic() - started < 20

@@ -12,6 +12,7 @@ from shardpipe.store.remote import FsspecStore
 from shardpipe.store.resolving import resolving
 from shardpipe.store.retry import Retry, RetryingStore
 from shardpipe.store.slow import SlowStore
+from shardpipe.store.stopping import abandon_when
 
 __all__ = [
     "CountingStore",
@@ -24,6 +25,7 @@ __all__ = [
     "SlowStore",
     "Stat",
     "Store",
+    "abandon_when",
     "open_store",
     "resolving",
 ]

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import posixpath
-from collections.abc import Callable
+import time
+from collections.abc import Coroutine
 from typing import Any
 
 import fsspec
-from fsspec.asyn import sync
 
 from shardpipe.errors import StoreError
 from shardpipe.store.base import Stat, as_store_error, whole
 from shardpipe.store.faults import refuses_range
 from shardpipe.store.redact import secrets_in, shown_url, split_url
 from shardpipe.store.retry import Retry, RetryingStore
+from shardpipe.store.stopping import abandoned
 
 __all__ = ["FsspecStore", "stat_of"]
 
 _PARALLEL = 32
 _S3 = ("s3", "s3a")
+_LOOK = 0.2  # seconds between looks at whether a request is abandoned
 
 
 class FsspecStore(RetryingStore):
@@ -94,11 +97,7 @@ class _OneAttempt:
     def _call(self, method: str, limit: float, path: str, **arguments: Any) -> Any:
         if not self._fs.async_impl:
             return getattr(self._fs, method)(path, **arguments)
-        action: Callable[..., Any] = getattr(self._fs, f"_{method}")
-        try:
-            return sync(self._fs.loop, action, path, timeout=limit, **arguments)
-        except fsspec.FSTimeoutError as error:
-            raise TimeoutError(f"not complete within {limit:.1f} seconds") from error
+        return _finished(self._fs.loop, getattr(self._fs, f"_{method}")(path, **arguments), limit)
 
     def _check_unchanged(self, name: str, offset: int, length: int) -> None:
         """Raises StoreError if a short read has its reason in the file: it is another one, or shorter than asked."""
@@ -120,6 +119,25 @@ class _OneAttempt:
 
     def _shown(self, name: str) -> str:
         return shown_url(name) if "://" in name else _joined(self.url, name)
+
+
+def _finished(loop: asyncio.AbstractEventLoop, request: Coroutine[Any, Any, Any], limit: float) -> Any:
+    """What a request returns that runs on fsspec's thread. It is cancelled after `limit` seconds, or if abandoned."""
+    deadline = time.monotonic() + limit + _LOOK
+    running = asyncio.run_coroutine_threadsafe(asyncio.wait_for(request, limit), loop)
+    try:
+        while True:
+            try:
+                return running.result(_LOOK)
+            except TimeoutError as error:
+                if running.done():
+                    raise error if str(error) else TimeoutError(f"not complete within {limit:.1f} seconds") from error
+            if abandoned():
+                raise TimeoutError("given up, for its reader has stopped")
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not complete within {limit:.1f} seconds, nor to be cancelled")
+    finally:
+        running.cancel()  # it does nothing to what is done
 
 
 def stat_of(info: dict[str, Any]) -> Stat:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import random
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 from shardpipe.errors import StoreError, check
 from shardpipe.store.base import Stat, Store
+from shardpipe.store.stopping import abandoned, pause
 
 __all__ = ["Retry", "RetryingStore", "attempted"]
 
@@ -57,7 +57,7 @@ def attempted(
     action: Callable[[], _T],
     retry: Retry,
     *,
-    sleep: Callable[[float], None] = time.sleep,
+    sleep: Callable[[float], None] = pause,
     jitter: Callable[[], float] = _random.random,
 ) -> _T:
     """What `action` returns, tried again after every StoreError that is `transient`.
@@ -72,11 +72,13 @@ def attempted(
             return action()
         except StoreError as error:
             failure = error
-        if not failure.transient or attempt >= retry.attempts:
+        if not failure.transient or attempt >= retry.attempts or abandoned():
             break
         wait = retry.longest(attempt) * jitter()
         _log.info("attempt %d of %d, the next in %.2f s: %s", attempt, retry.attempts, wait, failure)
         sleep(wait)
+        if abandoned():
+            break
         attempt += 1
     # Not where it was caught: there it would keep as its context what was cut off for its secrets.
     raise _final(failure, attempt)

@@ -1,0 +1,34 @@
+"""Reads that nobody waits for any more, so that threads end when their reader does, whatever the network does."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+__all__ = ["abandon_when", "abandoned", "pause"]
+
+_thread = threading.local()
+
+
+def abandon_when(stopped: threading.Event) -> None:
+    """What the calling thread reads of any store from now on is given up once `stopped` is set: the read then raises
+    a StoreError, within a fraction of a second where the file system is asynchronous, else after the attempt.
+
+        ThreadPoolExecutor(32, initializer=abandon_when, initargs=(stopped,))
+    """
+    _thread.stopped = stopped
+
+
+def abandoned() -> bool:
+    """Whether nobody waits for what this thread reads."""
+    stopped: threading.Event | None = getattr(_thread, "stopped", None)
+    return stopped is not None and stopped.is_set()
+
+
+def pause(seconds: float) -> None:
+    """Sleeps, but not on if this thread is abandoned."""
+    stopped: threading.Event | None = getattr(_thread, "stopped", None)
+    if stopped is None:
+        time.sleep(seconds)
+    else:
+        stopped.wait(seconds)
