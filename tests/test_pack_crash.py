@@ -256,9 +256,10 @@ def test_a_full_disk(tmp_path: Path, small_disk: Path, jobs: int) -> None:
     assert not [name for name in tree(out) if name.endswith(".new")], "partial files give their room back"
     with pytest.raises(StoreError, match="the disk is full"):
         run(data_list, out, shard_samples=8, jobs=jobs)
-    assert finished_shards(out) == finished
+    again = finished_shards(out)
+    assert again.items() >= finished.items(), "the last one may or may not find room beside the next one"
     subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
-    assert run(data_list, out, shard_samples=8, jobs=jobs).shards_kept == len(finished)
+    assert run(data_list, out, shard_samples=8, jobs=jobs).shards_kept == len(again)
     assert tree(out) == tree(tmp_path / "whole")
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shardpipe.errors import ShardpipeError
 from shardpipe.manifest import ShardInfo
 from shardpipe.pack.contents import shard_name
 from shardpipe.pack.destination import Destination
 from shardpipe.parts import SCHEMA, Row, rows_batch
-from shardpipe.publish import publish, writing
+from shardpipe.publish import write_file
 from shardpipe.shard import END_BYTES, ShardWriter
 from shardpipe.store import Stat
 
@@ -47,6 +51,7 @@ class GrowingShards:
     """The shards of a dataset that grows.
 
     One is finished once its tar is where the destination keeps it and its rows lie in staging: shard-000000.parquet.
+    That is done in the background while the next one grows, which then waits for it: two at most take room.
 
     A sample starts a new shard where it would not fit into `max_bytes` of tar, or would be sample max_samples + 1.
     """
@@ -62,6 +67,8 @@ class GrowingShards:
         self._rows: list[Row] = []
         self._rejected: list[dict[str, str]] = []
         self._writer: ShardWriter | None = None
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="shardpipe-pack")
+        self._leaving: Future[_Finished] | None = None
 
     def recover(self, *, with_rejections: bool) -> int:
         """Takes up the finished shards, up to the first that has come to harm since, and returns the number of
@@ -80,8 +87,8 @@ class GrowingShards:
 
     @property
     def count(self) -> int:
-        """Finished shards."""
-        return len(self._finished)
+        """Shards that are complete, finished or about to be."""
+        return len(self._finished) + (self._leaving is not None)
 
     @property
     def written(self) -> int:
@@ -91,9 +98,9 @@ class GrowingShards:
     def add(self, row: Row, data: bytes, position: int) -> None:
         """Appends a sample, utterance `position` of the list; offsets of the row count from the sample's start."""
         if self._writer and self._is_full(len(data)):
-            self.finish(position)
+            self._complete(position)
         if self._writer is None:
-            self._writer = ShardWriter(self._path("tar.new"))
+            self._writer = ShardWriter(self._path("tar.new", self.count))
         offset = self._writer.append(data)
         self._rows.append(row._replace(shard=self.count, offset=offset, audio_offset=offset + row.audio_offset))
 
@@ -102,25 +109,48 @@ class GrowingShards:
         self._rejected.append({"key": rejection.key, "where": rejection.where, "reason": rejection.reason})
 
     def finish(self, stop: int) -> None:
-        """Ends the current shard, if any, and commits it; the utterances before `stop` are dealt with."""
-        if self._writer is None:
-            return
-        self._writer.finish()
-        size, version = self._destination.keep(self._path("tar.new"), shard_name(self.count))
-        finished = _Finished(size=size, version=version, md5=self._writer.md5, stop=stop, rejected=self._rejected)
-        metadata = {_METADATA: json.dumps(finished.__dict__, ensure_ascii=False).encode()}
-        table = pa.Table.from_batches([rows_batch(self._rows)]).replace_schema_metadata(metadata)
-        with writing(self._path("parquet.new")):
-            pq.write_table(table, self._path("parquet.new"), compression="zstd")
-        publish(self._path("parquet.new"), self._path("parquet"))
-        self._finished.append(finished)
-        self._finished_bytes += finished.size
-        self._rows, self._rejected, self._writer = [], [], None
+        """Ends the current shard, if any, and waits until all are finished; the utterances before `stop` are dealt
+        with.
+        """
+        if self._writer:
+            self._complete(stop)
+        self._settle()
 
     def close(self) -> None:
-        """Closes an unfinished shard's file."""
+        """Closes an unfinished shard's file, once the shard before it is finished, if it can be."""
+        self._background.shutdown()
+        with suppress(ShardpipeError):  # it is made again; what went wrong first is being told
+            self._settle()
         if self._writer:
             self._writer.close()
+
+    def _complete(self, stop: int) -> None:
+        assert self._writer is not None
+        self._writer.finish()
+        self._settle()
+        self._finished_bytes += self._writer.size
+        self._leaving = self._background.submit(
+            self._commit, self.count, self._writer.md5, stop, self._rejected, rows_batch(self._rows)
+        )
+        self._rows, self._rejected, self._writer = [], [], None
+
+    def _settle(self) -> None:
+        """Waits for the shard in the background. Raises StoreError if it could not be kept."""
+        if self._leaving:
+            leaving, self._leaving = self._leaving, None
+            self._finished.append(leaving.result())
+
+    def _commit(
+        self, number: int, md5: str, stop: int, rejected: list[dict[str, str]], rows: pa.RecordBatch
+    ) -> _Finished:
+        size, version = self._destination.keep(self._path("tar.new", number), shard_name(number))
+        finished = _Finished(size=size, version=version, md5=md5, stop=stop, rejected=rejected)
+        metadata = {_METADATA: json.dumps(finished.__dict__, ensure_ascii=False).encode()}
+        table = pa.Table.from_batches([rows]).replace_schema_metadata(metadata)
+        data = io.BytesIO()
+        pq.write_table(table, data, compression="zstd")
+        write_file(self._path("parquet", number), data.getvalue())
+        return finished
 
     def shards(self) -> Iterator[tuple[ShardInfo, pa.RecordBatch]]:
         """The finished shards with their rows."""
@@ -137,7 +167,7 @@ class GrowingShards:
     def _finished_earlier(self, kept: dict[str, Stat]) -> _Finished | None:
         """The next shard, if an earlier run finished it and both of its files are as it left them."""
         try:
-            table = pq.read_table(self._path("parquet"), use_threads=False)
+            table = pq.read_table(self._path("parquet", self.count), use_threads=False)
             finished = _Finished(**json.loads(table.schema.metadata[_METADATA]))
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
             return None
@@ -155,6 +185,5 @@ class GrowingShards:
             return True
         return self._max_bytes is not None and self._writer.size + more + END_BYTES > self._max_bytes
 
-    def _path(self, suffix: str, number: int | None = None) -> Path:
-        name = shard_name(self.count if number is None else number)
-        return self._destination.staging / name.replace("tar", suffix)
+    def _path(self, suffix: str, number: int) -> Path:
+        return self._destination.staging / shard_name(number).replace("tar", suffix)

@@ -57,7 +57,7 @@ class Staging:
             yield staging
         finally:
             staging._sweep()
-            if not any(staging.path.glob("shard-*")) and not (staging.path / _PUBLISHING).exists():
+            if not list(staging.path.glob("shard-*")) and not (staging.path / _PUBLISHING).exists():
                 shutil.rmtree(staging.path, ignore_errors=True)
             if made:
                 with suppress(OSError):  # not empty: there is something to keep
