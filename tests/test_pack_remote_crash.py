@@ -22,7 +22,7 @@ from test_pack import tree
 from test_pack_crash import STEPS
 
 from shardpipe.index import MANIFEST, Index
-from shardpipe.pack import PackOptions, pack
+from shardpipe.pack import PackOptions, index_tars, pack
 from shardpipe.verify import verify
 from tests.places import objects, run, speech_with_a_bad_line, uploaded, use_bucket
 from tests.speech import write_list
@@ -94,16 +94,22 @@ def test_killed_at_every_step(tmp_path: Path, speech: Path, local: Path, lost: b
     assert steps > 30
 
 
-def test_killed_at_every_step_while_replacing_a_dataset(tmp_path: Path, speech: Path, local: Path) -> None:
+@pytest.mark.parametrize("of", ["a-pack", "an-index"])
+def test_killed_at_every_step_while_replacing_a_dataset(tmp_path: Path, speech: Path, local: Path, of: str) -> None:
     old_list = write_list(tmp_path / "old", 9)
-    old = run(old_list, tmp_path / "pristine", None, shard_samples=1).fingerprint
+    pristine = tmp_path / "pristine"
+    if of == "a-pack":
+        old = run(old_list, pristine, shard_samples=1).fingerprint
+    else:
+        run(old_list, tmp_path / "tars", shard_samples=4)
+        old = index_tars(f"local://{tmp_path}/tars/*.tar", pristine).fingerprint
     new = Index.load(str(local)).fingerprint
     whole = tree(local)
     seen: set[str] = set()
     steps, cut = 0, True
     while cut:
         url, staging = f"local://{tmp_path}/{steps}/set", tmp_path / f"{steps}/staging"
-        shutil.copytree(tmp_path / "pristine", tmp_path / f"{steps}/set")
+        shutil.copytree(pristine, tmp_path / f"{steps}/set")
         cut = dies_before(steps, partial(run, speech, url, staging, overwrite=True))
         if MANIFEST in objects(url):
             assert verify(url).ok, "a manifest always tells the truth, be it the old one or the new one"
@@ -116,7 +122,7 @@ def test_killed_at_every_step_while_replacing_a_dataset(tmp_path: Path, speech: 
 
 PROGRAM = """
 import sys
-from shardpipe.pack import PackOptions, pack
+from shardpipe.pack import PackOptions, index_tars, pack
 
 if __name__ == "__main__":
     pack(

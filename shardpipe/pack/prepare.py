@@ -18,6 +18,7 @@ from shardpipe.parts import Row
 from shardpipe.scan import extras_json
 from shardpipe.shard import sample_bytes
 from shardpipe.store import Store, open_store
+from shardpipe.store.redact import shown_url, split_url
 
 __all__ = ["FORMATS", "Prepared", "prepare"]
 
@@ -136,15 +137,16 @@ def _read(path: str) -> bytes:
 
 
 def _store_of(path: str) -> tuple[Store, str]:
-    folder, name = os.path.split(path)
-    return open_store(folder or "."), name
+    place, query = split_url(path)
+    folder, name = os.path.split(place)
+    return open_store((folder or ".") + query), name
 
 
 def _located(error: ShardpipeError, utterance: Utterance) -> ShardpipeError:
     """The error of a file as that of an utterance."""
     if isinstance(error, ListError):
         return error
-    where = utterance.where if isinstance(error, StoreError) else f"{utterance.where}, {utterance.audio}"
+    where = utterance.where if isinstance(error, StoreError) else f"{utterance.where}, {shown_url(utterance.audio)}"
     what = f"{error.where}: {error.what}" if isinstance(error, StoreError) else error.what
     codec = error.codec if isinstance(error, AudioError) else ""
     return AudioError(what, key=utterance.key, codec=codec, where=where, fix=error.fix)
