@@ -179,8 +179,23 @@ def test_an_abandoned_read_ends_at_once(proxy: tuple[FaultyProxy, str]) -> None:
             reads = [pool.submit(store.read, "shard-000000.tar", i, 10) for i in range(4)]
             while faulty.faults[kind] < before + 4:
                 time.sleep(0.01)
+            time.sleep(0.3)  # so that those that wait do wait
+            requests, started = faulty.faults.total(), time.monotonic()
             stopped.set()
-            started = time.monotonic()
             assert all(isinstance(read.exception(), StoreError) for read in reads)
+            assert faulty.faults.total() == requests
         # Not a measurement: it would be a minute.
         assert time.monotonic() - started < 20
+
+
+def test_attempts_are_ours_alone(proxy: tuple[FaultyProxy, str]) -> None:
+    faulty, address = proxy
+    store = FsspecStore(URL, retry=Retry(attempts=3, first_wait=0), **options(address))
+    store.stat("shardindex.json")
+    # Of a reset no more than twice as many: aiohttp itself asks once more, at once, where a connection breaks.
+    for kind in ("503", "truncated"):
+        faulty.share, faulty.kinds = 1.0, (kind,)
+        with pytest.raises(StoreError) as raised:
+            store.read("shard-000000.tar", 0, 1000)
+        # s3fs and botocore would each make several of one.
+        assert (raised.value.attempts, faulty.faults[kind]) == (3, 3)

@@ -264,3 +264,16 @@ def test_a_short_read_of_a_file_that_is_whole_is_repeated(
     assert store.read("x", 10, 100) == CONTENT[10:110]
     with pytest.raises(StoreError, match="asked for 100 bytes at 10, got 50, after 3 attempts"):
         store.read("x", 10, 100)
+
+
+def test_what_was_listed_before_is_not_what_lies_there(s3_endpoint: str) -> None:
+    upload(s3_endpoint, "s3://listed/set", {"x": b"one"})
+    config = {"retries": {}, "connect_timeout": 5, "read_timeout": 5, "max_pool_connections": 4}
+    given = {**options(s3_endpoint), "config_kwargs": config}
+    store = FsspecStore("s3://listed/set", **given)
+    # The same file system, since fsspec keeps them by their options.
+    others = fsspec.filesystem("s3", **given)
+    assert others.ls("listed/set", detail=True)[0]["size"] == 3
+    upload(s3_endpoint, "s3://listed/set", {"x": b"three"})
+    assert others.info("listed/set/x")["size"] == 3, "nothing was remembered, so this tests nothing"
+    assert store.stat("x").size == 5
