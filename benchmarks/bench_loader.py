@@ -21,7 +21,7 @@ from typing import Any
 
 from corpus import FORMATS, Corpus, add_corpus_arguments, corpus_of
 from decoders import DECODERS
-from peering import SHARDPIPE, Peer, available
+from peering import PEERS, SHARDPIPE, Peer, available
 from processes import Child, ChildFailed, alternate, ratio, use_cores
 from reporting import Checks, Figure, bars, table, write_results
 
@@ -212,7 +212,7 @@ def main() -> int:
     parser.add_argument("--probe", type=float, default=4.0, help="seconds to try a setting (default: %(default)s)")
     options = parser.parse_args()
     corpora = [corpus_of(options, audio_format) for audio_format in options.formats]
-    found, missing = available(options.peers)
+    found, missing = available(PEERS, options.peers)
     peers = [peer for peer, _ in found]
     for corpus in corpora:
         for peer in (SHARDPIPE, *peers):

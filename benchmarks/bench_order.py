@@ -9,19 +9,17 @@ flat is not within 3x over all datasets, or if memory grows with more than the s
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
 from statistics import median
 from time import perf_counter
-from typing import IO
 
 import numpy as np
 import numpy.typing as npt
 import psutil
-from reporting import table, write_results
+from processes import Child, answer_lines
+from reporting import Checks, Figure, table, write_results
 
 from shardpipe.order import Ints, Order, default_lanes
 from shardpipe.plan import Batching, Plan
@@ -121,63 +119,53 @@ def timed(call: Callable[[], object], times: int) -> float:
 
 
 def child(samples: int, shards: int, spread: str) -> None:
-    """Answers every line on standard input with a line of figures; the first answer is the memory in bytes."""
+    """Answers every question with a round of figures, the first one with the memory in bytes."""
     process = psutil.Process()
     before = process.memory_info().rss
     dataset = Dataset(samples, shards, SPREADS[spread])
     dataset.order.sample_at(0, 0)
     memory = process.memory_info().rss - before
     dataset.round()
-    print(json.dumps({"order": memory, "after work": process.memory_info().rss - before}), flush=True)
-    for _ in sys.stdin:
-        print(json.dumps(dataset.round()), flush=True)
+    for question, answer in answer_lines():
+        if question["do"] == "memory":
+            answer({"order": memory, "after work": process.memory_info().rss - before})
+        else:
+            answer(dataset.round())
 
 
-class Child:
+class Measured:
+    """One dataset in its process, and the figures of all rounds."""
+
     def __init__(self, samples: int, shards: int, spread: str) -> None:
         self.samples, self.shards, self.spread = samples, shards, spread
-        command = [sys.executable, __file__, "--child", str(samples), str(shards), spread]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.memory = self._answer()
+        self._child = Child(__file__, "--child", samples, shards, spread)
+        self.memory = self._child.ask(do="memory")
         self._rounds: list[Figures] = []
 
     def round(self) -> None:
-        stdin: IO[str] = _open(self._process.stdin)
-        stdin.write("\n")
-        stdin.flush()
-        self._rounds.append(self._answer())
+        self._rounds.append(self._child.ask(do="round"))
 
     def figure(self, name: str) -> float:
         return median(figures[name] for figures in self._rounds)
 
     def close(self) -> None:
-        _open(self._process.stdin).close()
-        self._process.wait()
-
-    def _answer(self) -> Figures:
-        answer: Figures = json.loads(_open(self._process.stdout).readline())
-        return answer
+        self._child.close()
 
     @property
     def name(self) -> str:
         return f"10^{len(str(self.samples)) - 1} {self.spread}"
 
 
-def _open(pipe: IO[str] | None) -> IO[str]:
-    assert pipe is not None
-    return pipe
-
-
-def checks(children: list[Child]) -> list[tuple[bool, str]]:
-    found = []
+def check(children: list[Measured]) -> Checks:
+    found = Checks()
     for operation in CHECKED:
         figures = [child.figure(f"{operation}, {place}") for child in children for place in PLACES]
         ratio = max(figures) / min(figures)
-        found.append((ratio <= FLAT, f"{operation}: slowest {ratio:.2f}x the fastest over all"))
+        found.add(ratio <= FLAT, f"{operation}: slowest {ratio:.2f}x the fastest over all")
     for child in children:
         bound = FIXED_BYTES + SHARD_BYTES * child.shards
         text = f"{child.name}: {mib(child.memory['order'])} MiB, at most {mib(bound)} ({RULE})"
-        found.append((child.memory["order"] <= bound, text))
+        found.add(child.memory["order"] <= bound, text)
     return found
 
 
@@ -211,7 +199,7 @@ Checks (the figures at start and end of all datasets within {flat}x; memory of t
 """
 
 
-def report(children: list[Child], rounds: int, found: list[tuple[bool, str]]) -> str:
+def report(children: list[Measured], rounds: int, found: Checks) -> str:
     lookups = [f"{op}, {place}" for op in ("sample_at", "position_of") for place in (*PLACES, "anywhere")]
     plans = [f"{op}, {place}" for op in ("plan by size", "plan by seconds") for place in PLACES]
     plans.append("plan by seconds, default lanes")
@@ -234,8 +222,29 @@ def report(children: list[Child], rounds: int, found: list[tuple[bool, str]]) ->
         plans=figures(plans),
         memory=table(["samples", "shards", "epoch ms", "order MiB", "after work MiB"], memory),
         flat=FLAT,
-        checks="\n".join(f"- {'ok' if good else 'FAILED'}: {text}" for good, text in found),
+        checks=found,
     )
+
+
+def draw(children: list[Measured]) -> Figure:
+    figure = Figure(1, width=7)
+    for operation in CHECKED:
+        for spread in SPREADS:
+            some = [child for child in children if child.spread == spread]
+            sizes, nanoseconds = (
+                [child.samples for child in some],
+                [child.figure(f"{operation}, end") for child in some],
+            )
+            dashes = "-" if spread == "even" else "--"
+            figure.panels[0].plot(sizes, nanoseconds, dashes, marker=".", label=f"{operation}, {spread}")
+    panel = figure.panels[0]
+    panel.set_xscale("log")
+    panel.set_yscale("log")
+    panel.set_title("Finding a place near an epoch's end")
+    panel.set_xlabel("samples of the dataset")
+    panel.set_ylabel("nanoseconds a sample")
+    panel.legend(ncols=2, fontsize=7)
+    return figure
 
 
 def main() -> int:
@@ -247,17 +256,18 @@ def main() -> int:
         samples, shards, spread = arguments.child
         child(int(samples), int(shards), spread)
         return 0
-    children = [Child(samples, shards, spread) for samples, shards in SIZES for spread in SPREADS]
+    children = [Measured(samples, shards, spread) for samples, shards in SIZES for spread in SPREADS]
     for _ in range(arguments.rounds):
         for one in children:
             one.round()
-    found = checks(children)
+    found = check(children)
     text = report(children, arguments.rounds, found)
+    figure = draw(children)
     for one in children:
         one.close()
     print(text)
-    print(f"\nwritten to {write_results('order', text, packages=['numpy']).name}")
-    return 0 if all(good for good, _ in found) else 1
+    print(f"\nwritten to {write_results('order', text, packages=['numpy'], figure=figure).name}")
+    return 0 if found.good else 1
 
 
 if __name__ == "__main__":

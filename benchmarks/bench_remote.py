@@ -91,7 +91,7 @@ REPORT = """\
 ## Distinct shards a node
 
 {shards_simulated:,} shards of {samples_simulated:,} samples, batches of {batch}, windows of {sim_window:,}, {sim_lanes}
-lanes by default; ideal is shards / nodes. With {ranks} ranks a node, also with as many lanes as ranks where that is more.
+lanes by default; ideal is shards / nodes. With {ranks} ranks a node also with as many lanes as ranks, if more.
 
 {simulation}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from corpus import Corpus, built, packed
 from processes import Child, ChildFailed
 
-__all__ = ["PEERS", "SHARDPIPE", "Peer", "available"]
+__all__ = ["PEERS", "RESUMING", "SHARDPIPE", "Peer", "available"]
 
 _HERE = Path(__file__).parent / "peers"
 _PROCESSES = ("0 workers", "1 workers", "2 workers", "3 workers")
@@ -51,11 +52,17 @@ class Peer:
         return built(corpus.work / f"{corpus.format}-{self.module}", make)
 
     def start(self, corpus: Corpus, *, setting: str, decoder: str = "soundfile") -> Child:
+        """A child that reads epochs: peers/child.py."""
         return self._child(corpus, self.folder(corpus), setting, "--decoder", decoder)
 
-    def _child(self, corpus: Corpus, folder: Path, setting: str, *more: str) -> Child:
+    def resume(self, corpus: Corpus, *, setting: str, state: Path | None) -> Child:
+        """A child that goes on from a state: peers/resume_child.py."""
+        more = () if state is None else ("--state", state)
+        return self._child(corpus, self.folder(corpus), setting, *more, script="resume_child.py")
+
+    def _child(self, corpus: Corpus, folder: Path, setting: str, *more: object, script: str = "child.py") -> Child:
         job = ("--list", corpus.list, "--folder", folder, "--format", corpus.format, "--batch-size", 16)
-        return Child(_HERE / "child.py", self.module, *job, "--setting", setting, *more, python=self.python)
+        return Child(_HERE / script, self.module, *job, "--setting", setting, *more, python=self.python)
 
 
 def _torch(name: str, module: str, source: str, settings: tuple[str, ...] = _PROCESSES) -> Peer:
@@ -80,11 +87,18 @@ PEERS = (
 )
 
 
-def available(names: list[str] | None) -> tuple[list[tuple[Peer, str]], list[str]]:
-    """Installed peers, each with its version, and a line on each that is not; `names` are modules, None all."""
+RESUMING = (
+    *(peer for peer in PEERS if peer.module in ("streaming", "litdata", "grain")),
+    _torch("torchdata StatefulDataLoader, loose files", "torchdata", "files"),
+)
+"""Peers that save a state in mid-epoch and go on from it."""
+
+
+def available(peers: Sequence[Peer], names: list[str] | None) -> tuple[list[tuple[Peer, str]], list[str]]:
+    """Those installed, each with its version, and a line on each that is not; `names` are modules, None all."""
     found: list[tuple[Peer, str]] = []
     missing: list[str] = []
-    for peer in PEERS:
+    for peer in peers:
         if names is not None and peer.module not in names:
             continue
         try:

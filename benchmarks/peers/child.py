@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 from importlib import import_module
 from importlib.metadata import version
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import numpy as np
-from common import Job
+from common import Job, job_arguments
 from processes import answer_lines
 
 _SKIPPED_BATCHES = 20
@@ -38,13 +37,7 @@ def run_epoch(batches: Any, seconds: float | None) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("peer")
-    parser.add_argument("--list", type=Path, required=True)
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--format", required=True)
-    parser.add_argument("--batch-size", type=int, required=True)
-    parser.add_argument("--setting", default="0 workers")
-    parser.add_argument("--decoder", choices=("soundfile", "shardpipe"), default="soundfile")
+    job_arguments(parser)
     options = vars(parser.parse_args())
     peer = import_module(f"peer_{options.pop('peer')}")
     job = Job(**options)

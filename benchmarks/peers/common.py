@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -12,10 +13,32 @@ from typing import Any, NamedTuple
 import numpy as np
 import soundfile
 
-__all__ = ["SHUFFLE_BUFFER", "Job", "Utterance", "decode", "pad", "pad_tensors"]
+__all__ = [
+    "SHUFFLE_BUFFER",
+    "Batches",
+    "Epoch",
+    "Job",
+    "Resumed",
+    "Utterance",
+    "decode",
+    "job_arguments",
+    "pad",
+    "pad_tensors",
+]
 
 SHUFFLE_BUFFER = 1000
 """Of the peers that shuffle in a buffer: the size that their examples take."""
+
+
+def job_arguments(parser: argparse.ArgumentParser) -> None:
+    """The peer, and the fields of a Job."""
+    parser.add_argument("peer")
+    parser.add_argument("--list", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--format", required=True)
+    parser.add_argument("--batch-size", type=int, required=True)
+    parser.add_argument("--setting", default="0 workers")
+    parser.add_argument("--decoder", choices=("soundfile", "shardpipe"), default="soundfile")
 
 
 class Utterance(NamedTuple):
@@ -34,7 +57,7 @@ class Job:
     format: str
     batch_size: int
     setting: str
-    """How many of what: "2 workers", "3 threads"."""
+    """How many of what: "2 workers", "3 threads"; and for shardpipe "300 seconds", the budget of a batch."""
     decoder: str
     """soundfile, or shardpipe: the decoder that shardpipe uses."""
 
@@ -43,8 +66,8 @@ class Job:
         return int(self.setting.split()[0])
 
     @property
-    def in_threads(self) -> bool:
-        return self.setting.split()[1].startswith("thread")
+    def unit(self) -> str:
+        return self.setting.split()[1]
 
     def utterances(self) -> Iterator[Utterance]:
         for line in self.list.read_text(encoding="utf-8").splitlines():
@@ -85,5 +108,9 @@ def _mono(audio: np.ndarray) -> np.ndarray:
     return audio if audio.ndim == 1 else audio.mean(axis=1)
 
 
-Epoch = Callable[[], Iterator[tuple[Any, Sequence[int]]]]
-"""What a peer's `open_epochs` gives: every call is one epoch's batches and their lengths."""
+Batches = Iterator[tuple[Any, Sequence[int]]]
+"""Batches and their lengths."""
+Epoch = Callable[[], Batches]
+"""What a peer's `open_epochs` gives: every call is one epoch."""
+Resumed = tuple[Batches, Callable[[], Any]]
+"""What a peer's `resume` gives: the rest of an epoch, and how to take the state that goes on behind its last batch."""

@@ -8,7 +8,7 @@ from typing import Any
 import grain
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
-from common import Epoch, Job, pad
+from common import Epoch, Job, Resumed, pad
 
 PACKAGE = "grain"
 _FILE_RECORDS = 500
@@ -32,7 +32,7 @@ def open_dataset(job: Job, epoch: int) -> grain.IterDataset[Any]:
     files = sorted(str(path) for path in job.folder.glob("*.array_record"))
     samples = grain.MapDataset.source(grain.sources.ArrayRecordDataSource(files)).shuffle(seed=epoch)
     batches = samples.map(_Decode(job)).batch(job.batch_size, drop_remainder=False, batch_fn=pad)
-    if job.in_threads:
+    if job.unit == "threads":
         return batches.to_iter_dataset(grain.ReadOptions(num_threads=job.count, prefetch_buffer_size=_BUFFER))
     in_process = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_BUFFER))
     return in_process.mp_prefetch(grain.multiprocessing.MultiprocessingOptions(num_workers=job.count))
@@ -55,3 +55,10 @@ def open_epochs(job: Job) -> Epoch:
         return iter(open_dataset(job, next(numbers)))
 
     return epoch
+
+
+def resume(job: Job, state: Any) -> Resumed:
+    batches = iter(open_dataset(job, 0))
+    if state is not None:
+        batches.set_state(state)
+    return batches, batches.get_state

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from common import Epoch, Job, Utterance, pad_tensors
+from common import Epoch, Job, Resumed, Utterance, pad_tensors
 from litdata import StreamingDataLoader, StreamingDataset, optimize
 
 PACKAGE = "litdata"
@@ -48,3 +48,10 @@ def open_loader(job: Job) -> StreamingDataLoader:
 def open_epochs(job: Job) -> Epoch:
     loader = open_loader(job)
     return lambda: iter(loader)
+
+
+def resume(job: Job, state: Any) -> Resumed:
+    loader = open_loader(job)
+    if state is not None:
+        loader.load_state_dict(state)
+    return iter(loader), loader.state_dict

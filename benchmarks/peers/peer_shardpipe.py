@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-from common import Epoch, Job
+from common import Batches, Epoch, Job, Resumed
 
 from shardpipe import ShardLoader
 
 PACKAGE = "shardpipe"
 
 
-def open_epochs(job: Job) -> Epoch:
-    threads = {"threads": job.count} if job.count else {}
-    loader = ShardLoader(job.folder, batch_size=job.batch_size, **threads)
+def open_loader(job: Job) -> ShardLoader:
+    if job.unit == "seconds":
+        return ShardLoader(job.folder, batch_seconds=float(job.count))
+    return ShardLoader(job.folder, batch_size=job.batch_size, threads=job.count or None)
 
-    def epoch() -> Iterator[tuple[Any, list[int]]]:
-        for batch in loader:
-            yield batch.audio, batch.lengths.tolist()
+
+def open_epochs(job: Job) -> Epoch:
+    loader = open_loader(job)
+
+    def epoch() -> Batches:
+        return ((batch.audio, batch.lengths.tolist()) for batch in loader)
 
     return epoch
+
+
+def resume(job: Job, state: Any) -> Resumed:
+    loader = open_loader(job)
+    if state is not None:
+        loader.load_state_dict(state)
+    return ((batch.audio, batch.lengths.tolist()) for batch in loader), loader.state_dict

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from common import Epoch, Job, pad_tensors
+from common import Epoch, Job, Resumed, pad_tensors
 from streaming import MDSWriter, StreamingDataLoader, StreamingDataset
 
 PACKAGE = "mosaicml-streaming"
@@ -27,17 +27,25 @@ class _Shards(StreamingDataset):
 
 
 def open_loader(job: Job) -> StreamingDataLoader:
-    return StreamingDataLoader(
+    loader = StreamingDataLoader(
         _Shards(job),
         batch_size=job.batch_size,
         collate_fn=pad_tensors,
         num_workers=job.count,
         persistent_workers=job.count > 0,
     )
+    # Its own count of samples takes the length of a batch, and a pair's is 2.
+    loader._get_batch_size = lambda batch: len(batch[1])
+    return loader
 
 
 def open_epochs(job: Job) -> Epoch:
     loader = open_loader(job)
-    # Its own counting of samples wants a batch that is a dict or has a length; a tuple's is 2.
-    loader._get_batch_size = lambda batch: len(batch[1])
     return lambda: iter(loader)
+
+
+def resume(job: Job, state: Any) -> Resumed:
+    loader = open_loader(job)
+    if state is not None:
+        loader.load_state_dict(state)
+    return iter(loader), loader.state_dict

@@ -9,7 +9,7 @@ from common import Epoch, Job, pad_tensors
 PACKAGE = "torch"
 
 
-class _Files(torch.utils.data.Dataset[np.ndarray]):
+class Files(torch.utils.data.Dataset[np.ndarray]):
     def __init__(self, job: Job) -> None:
         self._job = job
         self._paths = [str(utterance.path) for utterance in job.utterances()]
@@ -24,7 +24,7 @@ class _Files(torch.utils.data.Dataset[np.ndarray]):
 
 def open_epochs(job: Job) -> Epoch:
     loader = torch.utils.data.DataLoader(
-        _Files(job),
+        Files(job),
         batch_size=job.batch_size,
         shuffle=True,
         collate_fn=pad_tensors,
