@@ -107,7 +107,7 @@ class Maker:
             frames = rows[i].frames
             if not self._decoded(rows[i], payload, audio[i, :frames], work.epoch, skipped):
                 weights[i] = 0.0
-            audio[i, frames:] = 0
+            _silence(audio[i, frames:])
         return _batch(
             work,
             audio,
@@ -130,7 +130,7 @@ class Maker:
             if not self.skip_errors:
                 raise
             skipped.append(Skipped(key=row.key, epoch=epoch, reason=str(error)))
-            out[:] = 0
+            _silence(out)
             return False
 
     def _sample(self, row: SampleRow, payload: Payload, epoch: int, skipped: list[Skipped]) -> Sample:
@@ -166,7 +166,7 @@ class Maker:
                     f"the audio of sample {sample.key!r} must be {self.dtype} [T] after the transform, not {found}"
                 )
             row[: len(sample.audio)] = sample.audio
-            row[len(sample.audio) :] = 0
+            _silence(row[len(sample.audio) :])
         return _batch(
             work,
             audio,
@@ -177,6 +177,11 @@ class Maker:
             extras=[sample.extras for sample in samples],
             sample_rate=samples[0].sample_rate,
         )
+
+
+def _silence(audio: npt.NDArray[Any]) -> None:
+    # As bytes, which numpy sets by memset; numbers it sets one by one.
+    audio.view(np.uint8)[:] = 0
 
 
 def _check_rates(rates: set[int]) -> None:

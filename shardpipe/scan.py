@@ -7,11 +7,12 @@ Members of one sample lie next to each other and share the name up to a dot: the
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
+
+from isal.isal_zlib import crc32
 
 from shardpipe.audio import AudioInfo, decode, probe
 from shardpipe.errors import AudioError, ShardError
@@ -94,8 +95,8 @@ class Scan:
                 audio, fault = self._inspect(payload), ""
             except AudioError as error:
                 audio, fault = None, str(error)
-            crc32 = zlib.crc32(payload)
-            return _Content(stem=stem, extension=extension, member=member, crc32=crc32, audio=audio, fault=fault)
+            crc = crc32(payload)
+            return _Content(stem=stem, extension=extension, member=member, crc32=crc, audio=audio, fault=fault)
         text, fault = None, ""
         if kind in ("txt", "json"):
             try:

@@ -13,7 +13,7 @@ from shardpipe.sequence import BatchSequence
 
 __all__ = ["Work", "works"]
 
-_MOST_SAMPLES = 2048
+_MOST_SAMPLES = 512
 """Looked up together: what numpy and Arrow cost a call is then little a sample."""
 
 

@@ -126,11 +126,9 @@ def decode_wav_into(data: Bytes, out: Samples) -> bool:
     if wav.kind != (1, 16) or wav.block != 2 or wav.end - wav.begin != 2 * len(out):
         return False
     info_of("wav", data, len(out), wav.sample_rate, 1)
-    samples = np.frombuffer(data, "<i2", len(out), wav.begin)
-    if out.dtype == np.int16:
-        out[:] = samples
-    else:
-        np.multiply(samples, np.float32(1 / 32768), out=out)
+    out[:] = np.frombuffer(data, "<i2", len(out), wav.begin)
+    if out.dtype == np.float32:
+        out *= np.float32(1 / 32768)  # a pass of its own: numpy multiplies what it must convert at half the speed
     return True
 
 

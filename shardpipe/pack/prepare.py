@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import numpy.typing as npt
+from isal.isal_zlib import crc32
 
 from shardpipe.audio import AudioInfo, decode, encode, probe, resample
 from shardpipe.audio.segment import read_segment, span
@@ -74,7 +74,7 @@ def _prepare(utterance: Utterance, target: str, sample_rate: int | None) -> Prep
         size=len(data),
         audio_offset=offsets[-1],
         audio_size=len(payload),
-        crc32=zlib.crc32(payload),
+        crc32=crc32(payload),
         codec=info.codec,
         frames=info.frames,
         sample_rate=info.sample_rate,
