@@ -13,7 +13,7 @@ from shardpipe.pack import PackOptions, PackReport, pack
 from tests.s3 import SECRETS
 from tests.speech import write_list
 
-__all__ = ["objects", "run", "speech_with_a_bad_line", "uploaded", "use_bucket", "write"]
+__all__ = ["objects", "put_folder", "run", "speech_with_a_bad_line", "uploaded", "use_bucket", "write"]
 
 
 def use_bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -37,6 +37,13 @@ def objects(url: str) -> dict[str, bytes]:
 def write(url: str, data: bytes) -> None:
     fs, path = fsspec.core.url_to_fs(url)
     fs.pipe_file(path, data)
+
+
+def put_folder(folder: Path, url: str) -> None:
+    """Copies the files of a folder to a URL."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            write(f"{url}/{path.relative_to(folder).as_posix()}", path.read_bytes())
 
 
 def speech_with_a_bad_line(folder: Path) -> Path:

@@ -7,26 +7,26 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import fsspec
-import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from moto.server import DomainDispatcherApplication, create_backend_app
 from test_pack import tree
-from test_pack_crash import STEPS, small_disk  # noqa: F401 (a fixture)
+from test_pack_crash import small_disk  # noqa: F401 (a fixture)
+from werkzeug.serving import make_server
 
-from shardpipe import ShardLoader
-from shardpipe.audio import encode
-from shardpipe.errors import AudioError, ConfigError, ShardError, StoreError
+from shardpipe.errors import AudioError, ConfigError, StoreError
 from shardpipe.index import MANIFEST, Index
 from shardpipe.pack import PackOptions, index_tars, pack
-from shardpipe.store import CountingStore, FsspecStore, Retry
+from shardpipe.store import Retry
 from shardpipe.store.upload import Uploads
 from shardpipe.verify import verify
-from tests.places import objects, run, speech_with_a_bad_line, uploaded, use_bucket, write
+from tests.places import objects, put_folder, run, speech_with_a_bad_line, uploaded, use_bucket, write
 from tests.s3 import SECRETS
 from tests.speech import write_list
 
@@ -173,6 +173,37 @@ def test_uploads_that_always_fail(
     assert flaky.attempts <= SHARDS - len(kept) + 6
 
 
+@pytest.fixture
+def busy_url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A URL on an S3 server that has no time for every fourth request."""
+    app = DomainDispatcherApplication(create_backend_app)
+    chance = random.Random(0)
+
+    def answer(environ: dict[str, Any], start: Any) -> Any:
+        if chance.random() < 0.25:
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            start("503 Slow Down", [("Content-Type", "application/xml"), ("Connection", "close")])
+            return [b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"]
+        return app(environ, start)
+
+    server = make_server("127.0.0.1", 0, answer, threaded=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    s3 = fsspec.get_filesystem_class("s3")
+    s3.clear_instance_cache()  # they hold the endpoint of their first use
+    yield use_bucket(f"http://127.0.0.1:{server.server_port}", monkeypatch)
+    s3.clear_instance_cache()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_server_that_is_busy(tmp_path: Path, speech: Path, local: Path, busy_url: str) -> None:
+    run(speech, busy_url, tmp_path)
+    assert objects(busy_url) == tree(local)
+    assert verify(busy_url).ok
+
+
 def test_the_command_says_it_in_one_line(
     tmp_path: Path, speech: Path, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,12 +335,7 @@ def test_a_folder_needs_no_staging(tmp_path: Path, speech: Path) -> None:
     assert pack(speech, f"file://{tmp_path}/out", options=PackOptions(on_error="skip")).out == str(tmp_path / "out")
 
 
-# --- Audio and tars that lie at URLs ---------------------------------------------------------------------------------
-
-
-def put_folder(folder: Path, url: str) -> None:
-    for name, data in tree(folder).items():
-        write(f"{url}/{name}", data)
+# --- Audio that lies at a URL ----------------------------------------------------------------------------------------
 
 
 def test_audio_at_a_url(tmp_path: Path, speech: Path, local: Path, url: str) -> None:
@@ -322,77 +348,3 @@ def test_audio_at_a_url(tmp_path: Path, speech: Path, local: Path, url: str) -> 
     for name in ("shard-000000.tar", "shard-000003.tar", "index/part-00000.parquet"):
         assert packed[name] == tree(local)[name]
     assert "no such file" in json.loads(packed["rejected.jsonl"])["reason"]
-
-
-@pytest.mark.parametrize(
-    "pattern", ["shard-{000000..000003}.tar", "shard-*.tar", "shard-00000[0-3].tar", "*-00000?.tar"]
-)
-def test_tars_at_a_url_indexed_in_a_folder(tmp_path: Path, local: Path, url: str, pattern: str) -> None:
-    put_folder(local, url)
-    report = index_tars(f"{url}/{pattern}", tmp_path / "index")
-    index = Index.load(str(tmp_path / "index"))
-    assert report.fingerprint == index.fingerprint == Index.load(str(local)).fingerprint
-    names = [f"{url}/shard-00000{n}.tar" for n in range(SHARDS)]
-    assert [shard.name for shard in index.shards] == names
-    assert (tmp_path / "index/shards.list").read_text().splitlines() == names
-    assert index.store.parallel > 1
-    assert verify(tmp_path / "index").ok
-    assert epoch(tmp_path / "index") == epoch(local)
-
-
-def epoch(data: Path | str) -> list[tuple[list[str], bytes]]:
-    return [(list(batch.keys), batch.audio.numpy().tobytes()) for batch in ShardLoader(str(data), batch_size=4)]
-
-
-def test_tars_at_a_url_indexed_beside_them(tmp_path: Path, local: Path, url: str) -> None:
-    for name in (f"shard-00000{n}.tar" for n in range(SHARDS)):
-        write(f"{url}/tars/{name}", (local / name).read_bytes())
-    for out, names in (
-        (url, [f"tars/shard-00000{n}.tar" for n in range(SHARDS)]),
-        (f"{url}/tars", [f"shard-00000{n}.tar" for n in range(SHARDS)]),
-        (f"{url}/index", [f"{url}/tars/shard-00000{n}.tar" for n in range(SHARDS)]),
-    ):
-        index_tars(f"{url}/tars/*.tar", out, staging=tmp_path)
-        assert [shard.name for shard in Index.load(out).shards] == names
-        assert objects(out)["shards.list"].decode().split() == names
-        assert verify(out).ok
-        assert epoch(out) == epoch(local)
-    with pytest.raises(StoreError, match="holds another dataset"):
-        index_tars(f"{url}/tars/*0.tar", url, staging=tmp_path)
-    assert index_tars(f"{url}/tars/*0.tar", url, staging=tmp_path, overwrite=True).shards == 1
-    assert not list(tmp_path.iterdir())
-    with pytest.raises(StoreError, match="no file matches"):
-        index_tars(f"{url}/tars/*.zip", tmp_path / "index")
-    with pytest.raises(StoreError, match=r"shard-000007.tar: there is no such file"):
-        index_tars(f"{url}/tars/shard-000007.tar", tmp_path / "index")
-    with pytest.raises(ConfigError, match="cannot name what lies on this machine"):
-        index_tars(f"{local}/*.tar", f"{url}/other", staging=tmp_path)
-
-
-# --- Verifying -------------------------------------------------------------------------------------------------------
-
-
-def test_verify_finds_a_flipped_byte(local: Path, url: str) -> None:
-    put_folder(local, url)
-    row = Index.load(url).rows(2).to_pylist()[1]
-    data = bytearray(objects(url)["shard-000002.tar"])
-    data[row["audio_offset"] + row["audio_size"] // 2] ^= 1
-    write(f"{url}/shard-000002.tar", bytes(data))
-    report = verify(url)
-    assert report.samples == 19
-    assert [type(problem) for problem in report.problems] == [ShardError, ShardError]
-    assert row["key"] in str(report.problems[1])
-
-
-def test_verify_reads_large_ranges_once(tmp_path: Path) -> None:
-    frames = 3 << 20
-    (tmp_path / "long.wav").write_bytes(encode(np.zeros((frames, 1), np.int16), 16000, "wav"))
-    line = {"key": "a", "wav": "long.wav", "txt": ""}
-    (tmp_path / "data.list").write_text("".join(json.dumps({**line, "key": key}) + "\n" for key in "abcdef"))
-    url = f"memory://{tmp_path.name}/set"
-    size = run(tmp_path / "data.list", url, tmp_path / "staging").size
-    store = CountingStore(FsspecStore(url))
-    assert verify(store).ok
-    reads = [(offset, length) for name, offset, length in store.reads if name.endswith(".tar")]
-    assert sum(length for _, length in reads) == size
-    assert len(reads) <= -(-size // (16 << 20)) + 1
