@@ -51,7 +51,7 @@ class Uploads:
         return self.store.url
 
     def put(self, path: Path, name: str) -> Stat:
-        """Uploads a file and returns what then lies there. To S3 large ones go in parts, at most 64 MiB in memory."""
+        """Uploads a file and returns what then lies there. To S3 large ones go in parts, four of 16 MiB at a time."""
         size = path.stat().st_size
         options = _part_options(self._fs, size)
 
