@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --quiet
 
-.PHONY: demo test bench clean help
+.PHONY: demo test bench bench-env clean help
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -21,11 +21,20 @@ test: $(VENV)/installed-dev
 	$(BIN)/mypy tools
 	$(BIN)/pytest -n auto --dist worksteal
 
-bench: $(VENV)/installed-dev
-	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+# SPEECH=DIR is what tools/get_speech.py has made, WORK=DIR where corpora are kept.
+CORPUS := $(if $(SPEECH),--speech $(SPEECH)) $(if $(WORK),--work $(WORK))
+PEERS := $(wildcard benchmarks/peers/env-*)
+
+bench: bench-env
+	@failed=; for theme in order plan loader resume remote memory scale; do \
+		case $$theme in order|plan) options=;; scale) options="$(if $(WORK),--work $(WORK))";; *) options="$(CORPUS)";; esac; \
+		echo "== bench_$$theme.py"; $(BIN)/python benchmarks/bench_$$theme.py $$options || failed="$$failed $$theme"; \
+	done; [ -z "$$failed" ] || { echo "missed a target:$$failed" >&2; exit 1; }
+
+bench-env: $(VENV)/installed-bench $(PEERS:%=%/.venv/installed)
 
 clean:
-	rm -rf $(VENV) dist build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) benchmarks/peers/*/.venv dist build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps name what is installed, so that a second run goes straight to work; a changed pyproject.toml installs again.
@@ -38,6 +47,17 @@ $(VENV)/installed-dev: pyproject.toml | $(BIN)/python
 	@echo "Installing shardpipe, what it needs (PyTorch among it: a few GB, once) and the tools for tests."
 	$(PIP) --editable '.[dev]'
 	@touch $(VENV)/installed $@
+
+$(VENV)/installed-bench: $(VENV)/installed-dev
+	$(PIP) --editable '.[dev,bench]'
+	@touch $@
+
+# Peers are no dependencies: each environment holds those that get along with each other.
+benchmarks/peers/%/.venv/installed: benchmarks/peers/%/requirements.txt | $(BIN)/python
+	@echo "Installing the peers of $(<D)."
+	$(BIN)/python -m venv $(@D)
+	$(@D)/bin/python -m pip install --disable-pip-version-check --progress-bar off --quiet --requirement $<
+	@touch $@
 
 $(BIN)/python:
 	@found=; for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11); do \
