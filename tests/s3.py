@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -31,13 +30,11 @@ server.stop()
 @contextmanager
 def running_s3() -> Iterator[str]:
     """The endpoint's URL while the server runs."""
-    environment = os.environ | {"MOTO_S3_CUSTOM_ENDPOINTS": ""}
     with subprocess.Popen(
         [sys.executable, "-c", _SERVER],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env=environment,
         text=True,
     ) as server:
         assert server.stdin is not None

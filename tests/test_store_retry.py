@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import io
 import pickle
 import ssl
 import threading
@@ -287,6 +288,13 @@ def website(tmp_path: Path) -> Iterator[tuple[str, list[tuple[str, str]]]]:
         def log_message(self, *_: object) -> None:
             asked.append((self.path, self.headers.get("Authorization", "")))
 
+        def send_head(self) -> Any:
+            if "unsized" not in self.path:
+                return super().send_head()
+            self.send_response(200)
+            self.end_headers()
+            return io.BytesIO(b"0123456789")
+
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path))) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
@@ -309,3 +317,9 @@ def test_a_server_that_ignores_ranges_is_told_of(website: tuple[str, list[tuple[
     with pytest.raises(StoreError, match="asked for 3 bytes at 2, got 10.*ranges") as raised:
         FsspecStore(f"http://{place}").read("x", 2, 3)
     assert raised.value.attempts == 1
+
+
+def test_a_server_that_tells_no_size_is_told_of(website: tuple[str, list[tuple[str, str]]]) -> None:
+    place, _ = website
+    with pytest.raises(StoreError, match="does not say how large"):
+        FsspecStore(f"http://{place}").stat("unsized")

@@ -28,10 +28,10 @@ class FsspecStore(RetryingStore):
     """Any URL that fsspec can open: `s3://bucket/set`, `https://host/set`, `memory://set` and so on.
 
     `options` go to the file system, credentials among them where they do not come from the environment; nothing that
-    the store shows holds a user, a password, a query string or a secret option. `retry` bounds every call, and a
-    library's own retries are off where we know how (s3fs). An attempt that exceeds its time is cancelled, so it holds
-    no connection; file systems that are not asynchronous (sftp, smb, hdfs) cannot be cancelled, and there the limits in
-    `options` are what counts.
+    the store shows holds a user, a password, a query string or a secret option. `retry` bounds every call, and the
+    retries of s3fs and botocore are off unless `options` say otherwise. An attempt that exceeds its time is cancelled,
+    so it holds no connection; file systems that are not asynchronous (sftp, smb, hdfs) cannot be cancelled, and there
+    the limits in `options` are what counts.
     """
 
     def __init__(self, url: str, *, retry: Retry | None = None, **options: Any) -> None:
@@ -68,6 +68,8 @@ class _OneAttempt:
             found = self._call("info", self._retry.limit(), path)
             if found["type"] == "directory":
                 raise IsADirectoryError("it is a folder")
+            if found["size"] is None:
+                raise ValueError("its server does not say how large it is")
             now = stat_of(found)
             self._stats.setdefault(name, now)
             return now
