@@ -85,7 +85,8 @@ def test_when_all_fails_the_error_says_what_and_how_often(
 ) -> None:
     caplog.set_level(logging.INFO)
     faulty, address = proxy
-    retry = Retry(attempts=3, first_wait=0.01, longest_wait=0.02, attempt_seconds=1.0)
+    seconds = 1.0 if kind == "stall" else 10.0
+    retry = Retry(attempts=3, first_wait=0.01, longest_wait=0.02, attempt_seconds=seconds)
     remote = loader(FsspecStore(URL, retry=retry, **options(address)), on_error="skip")
     batches = iter(remote)
     next(batches)

@@ -22,6 +22,7 @@ __all__ = ["FsspecStore", "stat_of"]
 _PARALLEL = 32
 _S3 = ("s3", "s3a")
 _LOOK = 0.2  # seconds between looks at whether a request is abandoned
+_CANCELLING = 2.0  # seconds that a request may take to end once it is cancelled
 
 
 class FsspecStore(RetryingStore):
@@ -125,7 +126,7 @@ class _OneAttempt:
 
 def _finished(loop: asyncio.AbstractEventLoop, request: Coroutine[Any, Any, Any], limit: float) -> Any:
     """What a request returns that runs on fsspec's thread. It is cancelled after `limit` seconds, or if abandoned."""
-    deadline = time.monotonic() + limit + _LOOK
+    deadline = time.monotonic() + limit + _CANCELLING
     running = asyncio.run_coroutine_threadsafe(asyncio.wait_for(request, limit), loop)
     try:
         while True:
