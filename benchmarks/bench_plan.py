@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 
 import numpy as np
-from reporting import table, write_results
+from reporting import Figure, bars, table, write_results
 
 from shardpipe.index import Index
 from shardpipe.order import Order
@@ -50,12 +50,24 @@ def main() -> None:
         title = f"{options.samples:,} lengths drawn from {len(own):,} recordings ({own.sum() / 3600:.1f} h)"
         sets[title] = rng.choice(own, options.samples)
     parts = [ABOUT]
+    figure = None
     for title, lengths in sets.items():
         rows = [row for ranks in RANKS for row in measured(lengths, ranks)]
         parts += [f"## {title}", table(HEADER, rows)]
+        figure = figure or draw(rows)
     text = "\n\n".join(parts)
     print(text)
-    print(write_results("plan", text, packages=("numpy", "lhotse")))
+    print(write_results("plan", text, packages=("numpy", "lhotse"), figure=figure))
+
+
+def draw(rows: list[tuple[str, ...]]) -> Figure:
+    """What ranks compute and wait above the audio, for each number of ranks."""
+    figure = Figure(len(RANKS), height=2.8)
+    for panel, ranks in zip(figure.panels, RANKS):
+        together = {row[0]: float(row[HEADER.index("together %")]) for row in rows if row[1] == str(ranks)}
+        title = f"Padding and stragglers on {ranks} rank{'s' if ranks > 1 else ''}"
+        bars(panel, title, together, unit="% above the audio", form="{:.1f}")
+    return figure
 
 
 def measured(lengths: np.ndarray, ranks: int) -> Iterator[tuple[str, ...]]:

@@ -250,7 +250,7 @@ def draw(starts: dict[str, Start], walks: dict[str, list[tuple[int, float, int]]
         base += heights
     left.set_title("From process start to the first batch planned")
     left.set_xlabel("seconds")
-    left.legend(loc="lower right")
+    left.legend(loc="upper right")
     left.grid(axis="y", visible=False)
     for batching, noted in walks.items():
         right.plot([count / 1e6 for count, _, _ in noted], [memory / 1e6 for _, _, memory in noted], label=batching)

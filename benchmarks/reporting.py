@@ -79,7 +79,7 @@ def write_results(theme: str, text: str, *, packages: Sequence[str], figure: Fig
 
 
 class Figure:
-    """Some panels beside each other. Drawing needs matplotlib, which is in the extra `bench`."""
+    """Some panels, two in a row. Drawing needs matplotlib, which is in the extra `bench`."""
 
     def __init__(self, panels: int, *, width: float = 6.0, height: float = 4.2) -> None:
         import matplotlib
@@ -99,8 +99,12 @@ class Figure:
             "legend.frameon": False,
         }
         pyplot.rcParams.update(style)
-        self._figure, axes = pyplot.subplots(1, panels, figsize=(width * panels, height), squeeze=False)
-        self.panels: list[Axes] = list(axes[0])
+        columns = min(panels, 2)
+        rows = -(-panels // columns)
+        self._figure, axes = pyplot.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
+        self.panels: list[Axes] = list(axes.flat)[:panels]
+        for unused in axes.flat[panels:]:
+            unused.set_visible(False)
 
     def save(self, path: Path, theme: str) -> None:
         """The plot with a line on machine and date at its foot."""
