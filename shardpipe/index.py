@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sized
-from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from shardpipe.manifest import (
 )
 from shardpipe.parts import PartReader, rows_batch, rows_checksum, write_part
 from shardpipe.publish import write_file, writing
-from shardpipe.store import Store, open_store, resolving
+from shardpipe.store import Store, open_store, pool, resolving
 
 __all__ = ["MANIFEST", "SHARD_LIST", "Index", "ShardInfo", "Totals", "stage_index"]
 
@@ -98,8 +97,8 @@ class Index:
         load: Callable[[int], object] = self.seconds if seconds else self.rows
         missing = [shard for shard in shards if (shard, "seconds" if seconds else "rows") not in self._cache]
         if self.store.parallel > 1 and len(missing) > 1:
-            with ThreadPoolExecutor(min(self.store.parallel, len(missing)), thread_name_prefix="shardpipe") as pool:
-                for _ in pool.map(load, missing):
+            with pool(min(self.store.parallel, len(missing)), "shardpipe") as threads:
+                for _ in threads.map(load, missing):
                     pass
 
     def __getstate__(self) -> dict[str, Any]:

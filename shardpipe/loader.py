@@ -24,6 +24,7 @@ from shardpipe.errors import ConfigError, check
 from shardpipe.index import Index
 from shardpipe.pipeline import Pipeline
 from shardpipe.plan import Batching, Step
+from shardpipe.prefetch import WindowPrefetch, has_room
 from shardpipe.read import Payload, Reader, coalesce
 from shardpipe.sequence import COUNT_MAX, WINDOW, BatchSequence
 from shardpipe.store import Store, open_store
@@ -108,16 +109,15 @@ class ShardLoader:
         check("device", device, device is None or collate is None, "it moves a Batch, and collate makes something else")
         check("on_error", on_error, on_error in ("raise", "skip"), 'it must be "raise" or "skip"')
         if workers:
-            _check_picklable("transform", transform)
-            _check_picklable("collate", collate)
+            for name, value in (("data", data), ("transform", transform), ("collate", collate)):
+                _check_picklable(name, value)
         batching = Batching(
             batch_size=None if batch_size is None else whole(batch_size),
             batch_seconds=None if batch_seconds is None else float(batch_seconds),
             min_seconds=None if min_seconds is None else float(min_seconds),
             max_seconds=None if max_seconds is None else float(max_seconds),
         )
-        store = open_store(data)
-        index = Index.load(store)
+        index = Index.load(open_store(data))
         self._sequence = BatchSequence(
             index, batching, seed=whole(seed), shuffle=shuffle, window=whole(window), lanes=lanes and whole(lanes)
         )
@@ -129,8 +129,8 @@ class ShardLoader:
         self._workers = workers
         self._prefetch = max(prefetch, self._threads)
         self._prefetch_bytes = prefetch_bytes
-        cache = None if cache_dir is None else ShardCache(cache_dir, cache_bytes)
-        self._reader = Reader(index.store, index.shards, cache)
+        self._cache = None if cache_dir is None else ShardCache(cache_dir, cache_bytes)
+        self._reader = Reader(index.store, index.shards, self._cache)
         self._make = Maker(
             reader=self._reader,
             seed=self._sequence.order.seed,
@@ -218,8 +218,14 @@ class ShardLoader:
             return copier.send(batch) if copier else batch, skipped
 
         parallel = self._reader.store.parallel
+        steps = self._steps()
+        if self._cache is not None:
+            stack.enter_context(closing(self._cache))
+            if parallel > 1 and has_room(self._sequence, self._world_size, self._cache.limit_bytes):
+                prefetch = WindowPrefetch(self._sequence, self._reader, self._rank)
+                steps = stack.enter_context(closing(prefetch)).watch(steps)
         pipeline = Pipeline(
-            works(self._sequence, self._steps(), self._rank),
+            works(self._sequence, steps, self._rank),
             reads=self._reads if parallel > 1 else lambda _: [],
             make=made,
             size=self._make.size,
@@ -261,10 +267,10 @@ class ShardLoader:
         self._iteration = None
 
 
-def _check_picklable(name: str, function: object) -> None:
+def _check_picklable(name: str, value: object) -> None:
     """Raises ConfigError for what cannot travel to worker processes."""
     try:
-        pickle.dumps(function)
+        pickle.dumps(value)
     except Exception as error:
         rule = f"with workers it must pickle, and does not ({error})"
-        raise ConfigError(name, function, rule, fix="Define it at the top level of a module.") from error
+        raise ConfigError(name, value, rule, fix="Define it at the top level of a module.") from error

@@ -100,6 +100,19 @@ class Order:
             position[part] = self._position_of_axis(starts[rank[s[part]]] + i[part], epoch)
         return position.reshape(shards.shape)
 
+    def stretch(self, lane: int, window: int, epoch: int) -> list[tuple[int, int, int]]:
+        """What a window of a lane draws from, shard by shard: (shard, first, stop) for its samples first..stop-1. Empty
+        beyond the lane's end.
+        """
+        short, longer = divmod(self.num_samples, self.lanes)
+        begin, length = lane * short + min(lane, longer), short + (lane < longer)
+        low, high = (begin + min(k * self.window, length) for k in (window, window + 1))
+        permuted, starts, _, _ = self._axis(epoch)
+        stops = starts + self.counts[permuted]
+        ranks = range(int(np.searchsorted(stops, low, side="right")), int(np.searchsorted(starts, high)))
+        spans = ((permuted[r], max(low, starts[r]) - starts[r], min(high, stops[r]) - starts[r]) for r in ranks)
+        return [(int(shard), int(first), int(stop)) for shard, first, stop in spans if first < stop]
+
     def _axis(self, epoch: int) -> tuple[Ints, Ints, Ints, _Cells]:
         """(shards in the epoch's order, their starts on the axis, each shard's rank, the starts made searchable)."""
         cached = self._axes

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
+from shardpipe.store import abandon_when
+
 __all__ = ["Pipeline"]
 
 _Work = TypeVar("_Work")
@@ -69,9 +71,10 @@ class Pipeline(Generic[_Work, _Read, _Result]):
         self._ended = False
         self._fault: BaseException | None = None
         self._waiting: _Work | None = None
-        self._planner = ThreadPoolExecutor(1, thread_name_prefix=_NAME)
-        self._readers = ThreadPoolExecutor(parallel, thread_name_prefix=_NAME)
-        self._makers = ThreadPoolExecutor(threads, thread_name_prefix=_NAME)
+        self._closed = threading.Event()
+        self._planner, self._readers, self._makers = (
+            ThreadPoolExecutor(number, _NAME, abandon_when, (self._closed,)) for number in (1, parallel, threads)
+        )
 
     def __iter__(self) -> Iterator[tuple[_Work, _Result]]:
         while (entry := self._take()) is not None:
@@ -79,7 +82,8 @@ class Pipeline(Generic[_Work, _Read, _Result]):
             yield entry.work, entry.made.result()
 
     def close(self) -> None:
-        """Ends all threads, once what they are doing at this moment is done."""
+        """Ends all threads, once what they are making at this moment is done; reads over a network are given up."""
+        self._closed.set()
         with self._changed:
             self._ended = True
         # The garbage collector may close an abandoned pipeline, and may do so in one of its own threads.

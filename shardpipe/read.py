@@ -148,6 +148,12 @@ class Reader:
                 self._cache.write(self._shards[row.shard], row.audio_offset, found)
         return payloads
 
+    def keep(self, shard: int, offset: int, size: int) -> None:
+        """Has the cache hold a range of a shard, unchecked: its samples are checked when they are used."""
+        assert self._cache is not None
+        if not self._cache.holds(self._shards[shard], offset, size):
+            self._cache.write(self._shards[shard], offset, self._read(shard, offset, size))
+
     def _cached(self, row: SampleRow) -> bytes | None:
         if self._cache is None:
             return None

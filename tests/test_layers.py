@@ -20,7 +20,7 @@ LAYERS = [
     {"manifest", "scan", "plan"},
     {"index", "cache"},
     {"sequence", "read"},
-    {"work"},
+    {"work", "prefetch"},
     {"pack", "verify", "batch", "explain"},
     {"workers", "device"},
     {"loader"},

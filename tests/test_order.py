@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -308,3 +308,25 @@ GOLDEN: list[tuple[dict[str, Any], int, list[int], Samples]] = [
 def test_golden_order(settings: dict[str, Any], epoch: int, positions: list[int], samples: Samples) -> None:
     shard, index = Order(**settings).sample_at(positions, epoch)
     assert list(zip(shard.tolist(), index.tolist())) == samples
+
+
+@settings(max_examples=60)
+@given(
+    counts=st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(any),
+    window=st.integers(1, 12),
+    lanes=st.integers(1, 4),
+    epoch=st.integers(0, 3),
+)
+def test_a_stretch_is_what_its_window_draws_from(counts: list[int], window: int, lanes: int, epoch: int) -> None:
+    order = Order(counts, seed=3, window=window, lanes=lanes)
+    positions = np.arange(order.num_samples)
+    shards, places = order.sample_at(positions, epoch)
+    drawn: dict[tuple[int, int], set[tuple[int, int]]] = {}
+    for p, shard, place in zip(positions.tolist(), shards.tolist(), places.tolist()):
+        drawn.setdefault((p % lanes, p // lanes // window), set()).add((shard, place))
+    for lane in range(lanes):
+        for k in range(order.num_samples // lanes // window + 3):
+            spans = order.stretch(lane, k, epoch)
+            covered = [(shard, place) for shard, first, stop in spans for place in range(first, stop)]
+            assert len(covered) == len(set(covered))
+            assert set(covered) == drawn.get((lane, k), set())

@@ -12,7 +12,7 @@ from shardpipe.store.remote import FsspecStore
 from shardpipe.store.resolving import resolving
 from shardpipe.store.retry import Retry, RetryingStore
 from shardpipe.store.slow import SlowStore
-from shardpipe.store.stopping import abandon_when
+from shardpipe.store.stopping import abandon_when, pool
 
 __all__ = [
     "CountingStore",
@@ -27,5 +27,6 @@ __all__ = [
     "Store",
     "abandon_when",
     "open_store",
+    "pool",
     "resolving",
 ]

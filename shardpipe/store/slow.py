@@ -22,7 +22,7 @@ class SlowStore:
     """
 
     def __init__(
-        self, inner: Store, latency_seconds: float, bytes_per_second: float = math.inf, *, parallel: int = 32
+        self, inner: Store, latency_seconds: float, bytes_per_second: float = math.inf, *, parallel: int = 64
     ) -> None:
         self.parallel = parallel
         self._inner = inner

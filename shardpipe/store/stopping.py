@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
-__all__ = ["abandon_when", "abandoned", "pause"]
+__all__ = ["abandon_when", "abandoned", "pause", "pool"]
 
 _thread = threading.local()
 
@@ -23,6 +24,12 @@ def abandoned() -> bool:
     """Whether nobody waits for what this thread reads."""
     stopped: threading.Event | None = getattr(_thread, "stopped", None)
     return stopped is not None and stopped.is_set()
+
+
+def pool(threads: int, name: str) -> ThreadPoolExecutor:
+    """Threads that read for the calling one, and are abandoned when it is."""
+    stopped: threading.Event | None = getattr(_thread, "stopped", None)
+    return ThreadPoolExecutor(threads, name, abandon_when, (stopped or threading.Event(),))
 
 
 def pause(seconds: float) -> None:

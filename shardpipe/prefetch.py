@@ -1,0 +1,79 @@
+"""The next window of every lane, fetched into the local cache while the present one is in use.
+
+A window is a contiguous stretch of shards, whatever the order of its samples, so a few large reads bring what thousands
+of small ones would. Nothing depends on it: what it has not brought in time is read sample by sample.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+from shardpipe.errors import ShardpipeError
+from shardpipe.plan import Step
+from shardpipe.read import Reader
+from shardpipe.sequence import BatchSequence
+from shardpipe.store import abandon_when
+
+__all__ = ["WindowPrefetch", "has_room"]
+
+_PIECE = 8 << 20
+"""Bytes of a read: a round trip is then short beside it."""
+_THREADS = 4
+_RANKS = 8
+"""As many as share a node's cache, at most."""
+
+
+def has_room(sequence: BatchSequence, world_size: int, cache_bytes: int | None) -> bool:
+    """Whether every rank keeps to lanes of its own, and the cache holds the present and the next window of all ranks on
+    a node. If not, windows fetched ahead would be read twice, or be gone before they are used.
+    """
+    lanes, window = sequence.order.lanes, sequence.order.window
+    if lanes % world_size:
+        return False
+    totals = sequence.index.totals
+    share = lanes // world_size * min(world_size, _RANKS) * window * totals.size / totals.samples
+    return cache_bytes is None or 2 * share <= cache_bytes
+
+
+class WindowPrefetch:
+    """Watches a rank's steps as they are planned. Close it when done."""
+
+    def __init__(self, sequence: BatchSequence, reader: Reader, rank: int) -> None:
+        self._sequence = sequence
+        self._reader = reader
+        self._rank = rank
+        self._begun: set[tuple[int, int]] = set()
+        self._closed = threading.Event()
+        self._threads = ThreadPoolExecutor(_THREADS, "shardpipe", abandon_when, (self._closed,))
+
+    def watch(self, steps: Iterable[Step]) -> Iterator[Step]:
+        """The same steps, of one epoch; the first of each window has the next one fetched."""
+        order = self._sequence.order
+        for step in steps:
+            positions, _ = step.of_rank(self._rank)
+            lane, window = int(positions[-1]) % order.lanes, int(positions[-1]) // order.lanes // order.window
+            if (lane, window) not in self._begun:
+                self._begun.add((lane, window))
+                epoch = (step.count - 1) // self._sequence.num_samples
+                for shard, first, stop in order.stretch(lane, window + 1, epoch):
+                    self._threads.submit(self._fetch, (lane, window + 1), shard, first, stop)
+            yield step
+
+    def close(self) -> None:
+        """Ends all threads; a read that is under way is given up."""
+        self._closed.set()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def _fetch(self, window: tuple[int, int], shard: int, first: int, stop: int) -> None:
+        # Whoever wants the samples will read them, and meet the fault as well.
+        with suppress(ShardpipeError):
+            rows = self._sequence.index.rows(shard)
+            offsets, sizes = rows.column("audio_offset"), rows.column("audio_size")
+            end = offsets[stop - 1].as_py() + sizes[stop - 1].as_py()
+            for offset in range(offsets[first].as_py(), end, _PIECE):
+                if window in self._begun or self._closed.is_set():
+                    return
+                self._reader.keep(shard, offset, min(_PIECE, end - offset))
