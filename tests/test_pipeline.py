@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -159,18 +159,15 @@ def test_a_read_that_fails_fails_its_work() -> None:
 
 def test_what_was_read_is_let_go_once_it_is_made() -> None:
     class Payload:
-        pass
+        def __init__(self) -> None:
+            alive.add(self)
 
+    alive: weakref.WeakSet[Payload] = weakref.WeakSet()
     working = pipeline(iter(range(6)), reads=lambda work: [Payload], make=lambda work, read: work, parallel=4)
     results = iter(working)
     next(results)
-
-    def payloads() -> int:
-        gc.collect()
-        return sum(isinstance(thing, Payload) for thing in gc.get_objects())
-
     # Four are made ahead, and the sixth is read and waits for its turn.
-    assert settled(lambda: payloads() <= 1)
+    assert settled(lambda: len(alive) == 1)
     working.close()
 
 
