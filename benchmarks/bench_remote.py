@@ -106,7 +106,7 @@ def main() -> int:
     add_corpus_arguments(parser)
     parser.add_argument("--latency", type=float, default=30.0, help="ms (default: %(default)s)")
     parser.add_argument("--bandwidth", type=float, default=100.0, help="MB/s (default: %(default)s)")
-    parser.add_argument("--window", type=int, default=1024, help="of the loader (default: %(default)s)")
+    parser.add_argument("--window", type=int, default=512, help="of the loader (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cores", type=int, default=2, help="0: all (default: %(default)s)")
     options = parser.parse_args()

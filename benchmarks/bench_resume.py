@@ -112,7 +112,7 @@ Seconds from the start of the process to the first batch, of that after the impo
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_corpus_arguments(parser)
+    add_corpus_arguments(parser, utterances=4000)
     parser.add_argument("--peers", nargs="*", help="modules of benchmarks/peers (default: all that can resume)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--cores", type=int, default=2, help="0: all (default: %(default)s)")
