@@ -1,64 +1,87 @@
 """Memory for padded batches, used again once nobody holds it.
 
-A fresh array of some megabytes costs a page fault every few KiB when it is first written to: for PCM audio that is as
-much time as the decoding. Memory that has been written to before costs nothing.
+Fresh memory costs a page fault every few KiB when it is first written to, and is given back with as much trouble: for
+PCM audio that takes as long as the decoding. Here it all comes from one arena.
 """
 
 from __future__ import annotations
 
+import mmap
+import threading
+from collections import deque
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BufferPool"]
+__all__ = ["Arena"]
 
-_STEP = 1 << 16  # sizes are rounded up to an eighth of their power of two, and to this, so that buffers fit again
+_ALIGNMENT = 4096
 
 
-class BufferPool:
-    """Arrays whose memory returns here when the last view of it is gone, whoever holds it: a tensor, a slice, a list.
+class Arena:
+    """Arrays out of `size` bytes, which take no memory before they are used; from elsewhere when they are all lent.
 
-    Up to `keep` idle buffers are kept. Safe for threads, and for return by the garbage collector at any moment: it
-    takes no lock, for every single step on the dict of idle buffers is atomic.
+    Every array takes the lowest place where it fits, so the bytes in use lie together, however sizes vary. A place is
+    free again when the last view of it is gone, whoever held it: a tensor, a slice, a list. Safe for threads.
     """
 
-    def __init__(self, keep: int) -> None:
-        self._keep = keep
-        self._idle: dict[int, npt.NDArray[np.uint8]] = {}
+    def __init__(self, size: int) -> None:
+        self._size = -(-size // _ALIGNMENT) * _ALIGNMENT
+        self._memory = mmap.mmap(-1, self._size)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            self._memory.madvise(mmap.MADV_HUGEPAGE)
+        self._lock = threading.Lock()
+        self._free = [(0, self._size)]
+        # The garbage collector may return an array in the middle of any line of ours, so it takes no lock.
+        self._returned: deque[tuple[int, int]] = deque()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return BufferPool, (self._keep,)
+        return Arena, (self._size,)
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
         """An array with whatever was in its memory before."""
-        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        lent = np.asarray(_Lent(self, self._take(size)))
-        return lent[:size].view(dtype).reshape(shape)
+        items = int(np.prod(shape, dtype=np.int64))
+        size = items * np.dtype(dtype).itemsize
+        start = self._take(-(-size // _ALIGNMENT) * _ALIGNMENT)
+        if start is None:
+            return np.empty(shape, dtype)
+        lent = _Lent(self, start, size)
+        return np.asarray(lent).view(dtype).reshape(shape)
 
-    def _take(self, size: int) -> npt.NDArray[np.uint8]:
-        fitting = sorted((len(memory), name) for name, memory in list(self._idle.items()) if len(memory) >= size)
-        for length, name in fitting:
-            if length <= 2 * size + _STEP and (memory := self._idle.pop(name, None)) is not None:
-                return memory
-        step = max(_STEP, 1 << max(0, size.bit_length() - 4))
-        return np.empty(-(-size // step) * step, np.uint8)
+    def _take(self, size: int) -> int | None:
+        with self._lock:
+            while self._returned:
+                self._join(*self._returned.popleft())
+            for i, (start, stop) in enumerate(self._free):
+                if stop - start >= size:
+                    self._free[i] = (start + size, stop)
+                    return start
+        return None
 
-    def _return(self, memory: npt.NDArray[np.uint8]) -> None:
-        self._idle[id(memory)] = memory
-        while len(self._idle) > self._keep:
-            oldest = next(iter(list(self._idle)), None)
-            if oldest is not None:
-                self._idle.pop(oldest, None)
+    def _join(self, start: int, stop: int) -> None:
+        """Puts a range among the free ones, which are in order, and never touch each other."""
+        joined: list[tuple[int, int]] = []
+        for low, high in sorted([*self._free, (start, stop)]):
+            if low == high:
+                continue
+            if joined and joined[-1][1] == low:
+                low, _ = joined.pop()
+            joined.append((low, high))
+        self._free = joined
+
+    def _return(self, start: int, size: int) -> None:
+        self._returned.append((start, start + -(-size // _ALIGNMENT) * _ALIGNMENT))
 
 
 class _Lent:
-    """Owns a buffer while any array over it lives: numpy keeps the object whose interface it took as their base."""
+    """A range of the arena while any array over it lives: numpy keeps the object whose memory it was given."""
 
-    def __init__(self, pool: BufferPool, memory: npt.NDArray[np.uint8]) -> None:
-        self._pool = pool
-        self._memory = memory
-        self.__array_interface__ = memory.__array_interface__
+    def __init__(self, arena: Arena, start: int, size: int) -> None:
+        self._arena = arena
+        self._start = start
+        self._bytes = np.frombuffer(arena._memory, np.uint8, size, start)
+        self.__array_interface__ = self._bytes.__array_interface__
 
     def __del__(self) -> None:
-        self._pool._return(self._memory)
+        self._arena._return(self._start, len(self._bytes))

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 
 from shardpipe.batch import Batch, Collate, Maker, Sample, Skipped, Transform
-from shardpipe.buffers import BufferPool
+from shardpipe.buffers import Arena
 from shardpipe.cache import ShardCache
 from shardpipe.device import CudaCopier, cuda_device, pinned
 from shardpipe.errors import ConfigError, check
@@ -27,7 +27,7 @@ from shardpipe.plan import Batching, Step
 from shardpipe.prefetch import WindowPrefetch, has_room
 from shardpipe.read import Payload, Reader, coalesce
 from shardpipe.sequence import COUNT_MAX, WINDOW, BatchSequence
-from shardpipe.store import Store, open_store
+from shardpipe.store import Store, close, open_store
 from shardpipe.work import Work, works
 from shardpipe.workers import Workers
 
@@ -125,7 +125,7 @@ class ShardLoader:
         self._sub_epochs = sub_epochs
         self._rank = rank
         self._world_size = world_size
-        self._threads = workers or threads or min(_THREADS_MAX, os.cpu_count() or 1)
+        self._threads = workers or threads or min(_THREADS_MAX, _cores())
         self._workers = workers
         self._prefetch = max(prefetch, self._threads)
         self._prefetch_bytes = prefetch_bytes
@@ -138,7 +138,7 @@ class ShardLoader:
             collate=collate,
             dtype=dtype,
             skip_errors=on_error == "skip",
-            empty=BufferPool(self._prefetch + 2).empty if self._device is None or workers else pinned,
+            empty=Arena(prefetch_bytes).empty if self._device is None or workers else pinned,
         )
         self._consumed = whole(resume_samples)
         self._iteration: object = None
@@ -218,6 +218,7 @@ class ShardLoader:
             return copier.send(batch) if copier else batch, skipped
 
         parallel = self._reader.store.parallel
+        stack.callback(close, self._reader.store)
         steps = self._steps()
         if self._cache is not None:
             stack.enter_context(closing(self._cache))
@@ -265,6 +266,11 @@ class ShardLoader:
         """
         self._consumed = self._sequence.restore(state)
         self._iteration = None
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_picklable(name: str, value: object) -> None:

@@ -1,8 +1,8 @@
 """Work done ahead by threads and delivered in order, within bounds of number and of bytes.
 
-Three stages, each ahead of the next: planning, in one thread; reads that take a round trip, many at once, begun as soon
-as a piece of work is planned; making, in as many threads as there are cores. No thread waits for the consumer: planning
-ends where there is no room and is begun again where there is, so nothing is left behind when the consumer has gone.
+Three stages, each ahead of the next: planning, in one thread; reads that take a round trip, many at once, as far ahead
+as bytes allow; making, in as many threads as there are cores. No thread waits for the consumer: planning ends where
+enough is planned and is begun again where it is not, so nothing is left behind when the consumer has gone.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import Generic, TypeVar
 
 from shardpipe.store import abandon_when
@@ -22,15 +23,17 @@ _Read = TypeVar("_Read")
 _Result = TypeVar("_Result")
 
 _NAME = "shardpipe"
+_PLANNED = 64
+"""Pieces of work that are planned ahead of those begun: they take next to no memory."""
 
 
 class _Entry(Generic[_Work, _Read, _Result]):
     """One piece of work on its way."""
 
-    def __init__(self, work: _Work, reads: list[Future[_Read]], size: int) -> None:
+    def __init__(self, work: _Work, size: int) -> None:
         self.work = work
-        self.reads = reads
         self.size = size
+        self.reads: list[Future[_Read]] = []
         self.made: Future[_Result] | None = None
 
 
@@ -62,15 +65,15 @@ class Pipeline(Generic[_Work, _Read, _Result]):
         self._size = size
         self._most_made = most_made
         self._most_bytes = most_bytes
-        # Without round trips to hide, nothing is gained by planning further than what is being made.
-        self._most_planned = most_made if parallel == 1 else most_made + 4 * parallel
-        self._entries: deque[_Entry[_Work, _Read, _Result]] = deque()
+        # Without round trips to hide, nothing is gained by beginning more than what is being made.
+        self._most_begun = most_made if parallel == 1 else most_made + 4 * parallel
+        self._planned: deque[_Entry[_Work, _Read, _Result]] = deque()
+        self._begun: deque[_Entry[_Work, _Read, _Result]] = deque()
         self._bytes = 0
         self._changed = threading.Condition()
         self._planning = False
         self._ended = False
         self._fault: BaseException | None = None
-        self._waiting: _Work | None = None
         self._closed = threading.Event()
         self._planner, self._readers, self._makers = (
             ThreadPoolExecutor(number, _NAME, abandon_when, (self._closed,)) for number in (1, parallel, threads)
@@ -92,45 +95,39 @@ class Pipeline(Generic[_Work, _Read, _Result]):
             executor.shutdown(wait=wait, cancel_futures=True)
 
     def _take(self) -> _Entry[_Work, _Read, _Result] | None:
-        """The next piece of work, making or made; it leaves room for another."""
-        self._plan_more()
+        """The next piece of work, made; it leaves room for another."""
         with self._changed:
-            while not self._entries and self._planning:
+            self._plan_more()
+            while not self._begun and self._planning:
                 self._changed.wait()
-            if not self._entries:
+            if not self._begun:
                 if self._fault is not None:
                     raise self._fault
                 return None
-            entry = self._entries[0]
+            entry = self._begun[0]
         assert entry.made is not None
         entry.made.exception()  # waits for it, while it still takes room
         with self._changed:
-            self._entries.popleft()
+            self._begun.popleft()
             self._bytes -= entry.size
-            self._make_more()
-        self._plan_more()
+            self._begin()
         return entry
 
     def _plan_more(self) -> None:
-        """Has the planner go on until there is no room; it ends then, and no thread ever waits for a consumer."""
-        with self._changed:
-            if self._planning or self._ended or not self._has_room(self._waiting):
-                return
+        """Has the planner go on for a while, so that it is not woken for every piece of work, nor waits for anyone."""
+        if not self._planning and not self._ended and len(self._planned) < _PLANNED // 2:
             self._planning = True
             self._planner.submit(self._plan_until_full)
 
     def _plan_until_full(self) -> None:
         try:
-            while (work := self._next()) is not None:
+            for work in self._plan:
+                entry: _Entry[_Work, _Read, _Result] = _Entry(work, self._size(work))
                 with self._changed:
-                    if self._ended or not self._has_room(work):
-                        self._waiting = work
+                    self._planned.append(entry)
+                    self._begin()
+                    if self._ended or len(self._planned) >= _PLANNED:
                         return
-                    reads = [self._readers.submit(read) for read in self._reads(work)]
-                    self._entries.append(_Entry(work, reads, self._size(work)))
-                    self._bytes += self._size(work)
-                    self._make_more()
-                    self._changed.notify_all()
             self._ended = True
         except BaseException as error:
             self._fault, self._ended = error, True
@@ -139,20 +136,23 @@ class Pipeline(Generic[_Work, _Read, _Result]):
                 self._planning = False
                 self._changed.notify_all()
 
-    def _next(self) -> _Work | None:
-        work, self._waiting = self._waiting, None
-        return next(self._plan, None) if work is None else work
-
-    def _has_room(self, work: _Work | None) -> bool:
-        """Whether a piece of work, if it is known already, may go on its way."""
-        size = 0 if work is None else self._size(work)
-        room = len(self._entries) < self._most_planned and self._bytes + size <= self._most_bytes
-        return room or not self._entries
-
-    def _make_more(self) -> None:
-        for entry in list(self._entries)[: self._most_made]:
+    def _begin(self) -> None:
+        """Moves on what there is room for: reads begin, and the first few are made."""
+        begun = False
+        while self._planned and not self._closed.is_set() and self._has_room(self._planned[0].size):
+            entry = self._planned.popleft()
+            entry.reads = [self._readers.submit(read) for read in self._reads(entry.work)]
+            self._begun.append(entry)
+            self._bytes += entry.size
+            begun = True
+        for entry in islice(self._begun, self._most_made):
             if entry.made is None:
                 entry.made = self._makers.submit(self._made, entry)
+        if begun:
+            self._changed.notify_all()
+
+    def _has_room(self, size: int) -> bool:
+        return not self._begun or (len(self._begun) < self._most_begun and self._bytes + size <= self._most_bytes)
 
     def _made(self, entry: _Entry[_Work, _Read, _Result]) -> _Result:
         results = [read.result() for read in entry.reads]

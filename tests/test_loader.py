@@ -128,6 +128,23 @@ def pipeline_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("shardpipe")]
 
 
+def open_files(folder: Path) -> list[str]:
+    links = [Path("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]  # noqa: PTH208
+    return [str(link.readlink()) for link in links if link.is_symlink() and str(folder) in str(link.readlink())]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not list open files")
+def test_no_file_is_left_open(data: Path) -> None:
+    loader = ShardLoader(data, batch_size=4)
+    batches = iter(loader)
+    next(batches)
+    assert open_files(data)
+    batches.close()
+    assert not open_files(data)
+    assert list(loader)
+    assert not open_files(data)
+
+
 def test_nothing_is_left_running(data: Path) -> None:
     for _batch in ShardLoader(data, batch_size=4, threads=3):
         assert pipeline_threads()

@@ -10,7 +10,7 @@ from shardpipe.errors import StoreError
 from shardpipe.store.faults import may_pass
 from shardpipe.store.redact import safe_cause, scrub
 
-__all__ = ["Stat", "Store", "as_store_error", "whole"]
+__all__ = ["Stat", "Store", "as_store_error", "close", "whole"]
 
 
 class Stat(NamedTuple):
@@ -39,6 +39,11 @@ class Store(Protocol):
 
     def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         """`length` bytes of `name` from `offset`, the rest of it if None. Raises StoreError, on a short read too."""
+
+
+def close(store: Store) -> None:
+    """Has a store let go of what it keeps open for the next read, if it has a `close`; it may be read from again."""
+    getattr(store, "close", lambda: None)()
 
 
 def whole(data: bytes, url: str, offset: int, length: int, *, transient: bool = False) -> bytes:

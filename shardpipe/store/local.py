@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from shardpipe.store.base import Stat, as_store_error, whole
 
 __all__ = ["LocalStore"]
+
+_OPEN = 64  # files; opening and closing one takes as long as reading a sample of it
 
 
 class LocalStore:
@@ -18,6 +22,10 @@ class LocalStore:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self._root = str(Path(root))
+        self._opened: dict[str, _File] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LocalStore, (self._root,)
 
     @property
     def url(self) -> str:
@@ -34,13 +42,34 @@ class LocalStore:
     def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         path = os.path.join(self._root, name)  # noqa: PTH118
         with as_store_error(path):
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                if length is None:
-                    length = max(0, os.fstat(descriptor).st_size - offset)
-                data = os.pread(descriptor, length, offset)
-                while len(data) < length and (more := os.pread(descriptor, length - len(data), offset + len(data))):
-                    data += more
-            finally:
-                os.close(descriptor)
+            if length is None:
+                file = _File(path)  # who wants all of a file wants it as it is now
+                length = max(0, os.fstat(file.descriptor).st_size - offset)
+            else:
+                file = self._opened.get(path) or self._open(path)
+            data = os.pread(file.descriptor, length, offset)
+            while len(data) < length and (more := os.pread(file.descriptor, length - len(data), offset + len(data))):
+                data += more
         return whole(data, path, offset, length)
+
+    def close(self) -> None:
+        """Closes the files that are kept open for the next read; a later read opens them again."""
+        self._opened.clear()
+
+    def _open(self, path: str) -> _File:
+        file = self._opened[path] = _File(path)
+        if len(self._opened) > _OPEN:
+            with suppress(KeyError, StopIteration, RuntimeError):  # another thread may have been quicker
+                del self._opened[next(iter(self._opened))]
+        return file
+
+
+class _File:
+    """A file that is open as long as anyone holds it: whoever reads it does, whatever the others do meanwhile."""
+
+    def __init__(self, path: str) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
