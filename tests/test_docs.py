@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
 
+from tests.s3 import SECRETS
 from tests.speech import write_list
 
 ROOT = Path(__file__).parents[1]
@@ -21,12 +25,27 @@ COMMANDS = [line.split("#")[0].strip() for line in README.splitlines() if line.s
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as the README supposes it: a list, and old shards."""
+def bucket(s3_endpoint: str) -> Iterator[None]:
+    """What it takes to get to s3://bucket, in the environment."""
+    key, secret = SECRETS
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+        environment.setenv("AWS_ACCESS_KEY_ID", key)
+        environment.setenv("AWS_SECRET_ACCESS_KEY", secret)
+        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        fsspec.filesystem("s3").mkdir("bucket")
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(bucket: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the README supposes it: a list, and old shards, which lie in a bucket as well."""
     path = tmp_path_factory.mktemp("readme")
     write_list(path, 30)
     run("shardpipe pack data.list -o packed", path)
     shutil.copytree(path / "packed", path / "old")
+    run("shardpipe pack data.list -o s3://bucket/set", path)
+    run("shardpipe pack data.list -o s3://bucket/old --shard-samples 3", path)
     return path
 
 
@@ -34,7 +53,10 @@ def run(command: str, folder: Path) -> None:
     name, *arguments = shlex.split(command)
     assert name == "shardpipe"
     code = "from shardpipe.cli import main; main()"
-    subprocess.run([sys.executable, "-c", code, *arguments], cwd=folder, check=True, capture_output=True)
+    environment = os.environ | {"HOME": str(folder)}  # where staging folders go
+    subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=folder, env=environment, check=True, capture_output=True
+    )
 
 
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
