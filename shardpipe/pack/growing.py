@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -20,7 +21,7 @@ from shardpipe.pack.destination import Destination
 from shardpipe.parts import SCHEMA, Row, rows_batch
 from shardpipe.publish import write_file
 from shardpipe.shard import END_BYTES, ShardWriter
-from shardpipe.store import Stat
+from shardpipe.store import Stat, abandon_when
 
 __all__ = ["GrowingShards", "Rejection"]
 
@@ -67,7 +68,8 @@ class GrowingShards:
         self._rows: list[Row] = []
         self._rejected: list[dict[str, str]] = []
         self._writer: ShardWriter | None = None
-        self._background = ThreadPoolExecutor(1, thread_name_prefix="shardpipe-pack")
+        self._abandoned = threading.Event()
+        self._background = ThreadPoolExecutor(1, "shardpipe-pack", abandon_when, (self._abandoned,))
         self._leaving: Future[_Finished] | None = None
 
     def recover(self, *, with_rejections: bool) -> int:
@@ -115,6 +117,10 @@ class GrowingShards:
         if self._writer:
             self._complete(stop)
         self._settle()
+
+    def abandon(self) -> None:
+        """Lets nobody wait for the shard in the background: it is given up, to be made again, unless all but done."""
+        self._abandoned.set()
 
     def close(self) -> None:
         """Closes an unfinished shard's file, once the shard before it is finished, if it can be."""

@@ -213,6 +213,9 @@ def _grow(
             if progress:
                 progress(position + 1, len(utterances), shards.written)
         shards.finish(len(utterances))
+    except KeyboardInterrupt:
+        shards.abandon()
+        raise
     finally:
         shards.close()
     return shards

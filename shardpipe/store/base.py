@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from shardpipe.errors import StoreError
-from shardpipe.store.faults import may_pass
+from shardpipe.store.faults import may_pass, told_fault
 from shardpipe.store.redact import safe_cause, scrub
 
 __all__ = ["Stat", "Store", "as_store_error", "close", "whole"]
@@ -59,23 +59,24 @@ def whole(data: bytes, url: str, offset: int, length: int, *, transient: bool = 
 
 
 @contextmanager
-def as_store_error(url: str, secrets: frozenset[str] = frozenset()) -> Iterator[None]:
-    """Turns what a file system raises into a StoreError, which says whether it may pass and quotes no secret."""
+def as_store_error(
+    url: str, secrets: frozenset[str] = frozenset(), *, done: str = "read", fix: str = ""
+) -> Iterator[None]:
+    """Turns what a file system raises into a StoreError, which says whether it may pass and quotes no secret.
+
+    `done` says what was to be done, `fix` what to do next where that does not depend on what went wrong.
+    """
     try:
         yield
     except StoreError:
         raise
-    except FileNotFoundError as error:
-        raise StoreError(
-            "there is no such file", url=url, fix="Check the path, and that the dataset is whole."
-        ) from safe_cause(error, secrets)
     except Exception as error:
         # Not only OSError: file systems raise what their client libraries do, missing credentials for instance.
-        transient = may_pass(error)
-        reason = scrub(str(error).strip() or type(error).__name__, secrets)
-        raise StoreError(
-            f"cannot be read ({reason})",
-            url=url,
-            fix="Check the network and the server." if transient else "Check the path and the permissions.",
-            transient=transient,
-        ) from safe_cause(error, secrets)
+        fault = told_fault(error)
+        transient = may_pass(fault)
+        if isinstance(fault, FileNotFoundError) and done == "read":
+            what, advice = "there is no such file", "Check the path, and that the dataset is whole."
+        else:
+            what = f"cannot be {done} ({scrub(str(fault).strip() or type(fault).__name__, secrets)})"
+            advice = "Check the network and the server." if transient else "Check the path and the permissions."
+        raise StoreError(what, url=url, fix=fix or advice, transient=transient) from safe_cause(error, secrets)

@@ -6,7 +6,7 @@ import errno
 import ssl
 from collections.abc import Iterator
 
-__all__ = ["may_pass", "refuses_range"]
+__all__ = ["may_pass", "refuses_range", "told_fault"]
 
 _NEVER = (
     FileNotFoundError,
@@ -75,6 +75,18 @@ def may_pass(error: BaseException) -> bool:
     if any(isinstance(link, ssl.SSLCertVerificationError) for link in links):
         return False
     return next((verdict for link in links if (verdict := _verdict(link)) is not None), False)
+
+
+def told_fault(error: Exception) -> BaseException:
+    """What is to be told of `error`: itself, but its cause where fsspec's HTTP, when it asks for a file's size, makes
+    of a refusal or a broken connection that there is no such file.
+    """
+    cause = error.__cause__
+    if cause is None or not isinstance(error, FileNotFoundError) or isinstance(cause, FileNotFoundError):
+        return error
+    answer = _answer(cause)
+    another = isinstance(cause, OSError) or may_pass(cause) if answer is None else answer[0] not in (404, 410)
+    return cause if another else error
 
 
 def refuses_range(error: BaseException) -> bool:

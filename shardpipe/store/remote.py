@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import posixpath
-import time
-from collections.abc import Coroutine
 from typing import Any
-
-import fsspec
 
 from shardpipe.errors import StoreError
 from shardpipe.store.base import Stat, as_store_error, whole
+from shardpipe.store.calling import PARALLEL, call, file_system
 from shardpipe.store.faults import refuses_range
 from shardpipe.store.redact import secrets_in, shown_url, split_url
 from shardpipe.store.retry import Retry, RetryingStore
-from shardpipe.store.stopping import abandoned
+from shardpipe.store.urls import is_s3
 
 __all__ = ["FsspecStore", "stat_of"]
-
-_PARALLEL = 64  # with round trips of 30 ms and samples of 100 KB, 28 only just fill 100 MB/s, were all in step
-_S3 = ("s3", "s3a")
-_LOOK = 0.2  # seconds between looks at whether a request is abandoned
-_CANCELLING = 2.0  # seconds that a request may take to end once it is cancelled
 
 
 class FsspecStore(RetryingStore):
@@ -43,7 +34,7 @@ class FsspecStore(RetryingStore):
 class _OneAttempt:
     """Every call is one attempt at one request, but for a look at what lies there after a short read."""
 
-    parallel = _PARALLEL
+    parallel = PARALLEL
 
     def __init__(self, url: str, retry: Retry, options: dict[str, Any]) -> None:
         self._given = (url, retry, options)
@@ -55,8 +46,10 @@ class _OneAttempt:
         self._secrets = secrets_in(url, options)
         self._stats: dict[str, Stat] = {}
         with as_store_error(self.url, self._secrets):
-            self._fs, _ = fsspec.core.url_to_fs(self._base, **_with_defaults(self._base, retry, options))
-        if _is_s3(self._base):
+            self._fs, _ = file_system(
+                self._base, options, connect_seconds=retry.attempt_seconds, read_seconds=retry.attempt_seconds
+            )
+        if is_s3(self._base):
             self._fs.retries = 1
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -66,7 +59,7 @@ class _OneAttempt:
         with as_store_error(self._shown(name), self._secrets):
             path = self._path(name)
             self._fs.invalidate_cache(path)  # of listings: what lies there now counts
-            found = self._call("info", self._retry.limit(), path)
+            found = call(self._fs, "info", self._retry.limit(), path)
             if found["type"] == "directory":
                 raise IsADirectoryError("it is a folder")
             if found["size"] is None:
@@ -83,8 +76,8 @@ class _OneAttempt:
         failure: Exception | None = None
         data = b""
         try:
-            data = self._call(
-                "cat_file", self._retry.limit(length), self._path(name), start=offset, end=offset + length
+            data = call(
+                self._fs, "cat_file", self._retry.limit(length), self._path(name), start=offset, end=offset + length
             )
         except Exception as error:
             failure = error
@@ -96,11 +89,6 @@ class _OneAttempt:
             if failure is not None:
                 raise failure
         return whole(data, self._shown(name), offset, length, transient=len(data) < length)
-
-    def _call(self, method: str, limit: float, path: str, **arguments: Any) -> Any:
-        if not self._fs.async_impl:
-            return getattr(self._fs, method)(path, **arguments)
-        return _finished(self._fs.loop, getattr(self._fs, f"_{method}")(path, **arguments), limit)
 
     def _check_unchanged(self, name: str, offset: int, length: int) -> None:
         """Raises StoreError if a short read has its reason in the file: it is another one, or shorter than asked."""
@@ -124,25 +112,6 @@ class _OneAttempt:
         return shown_url(name) if "://" in name else _joined(self.url, name)
 
 
-def _finished(loop: asyncio.AbstractEventLoop, request: Coroutine[Any, Any, Any], limit: float) -> Any:
-    """What a request returns that runs on fsspec's thread. It is cancelled after `limit` seconds, or if abandoned."""
-    deadline = time.monotonic() + limit + _CANCELLING
-    running = asyncio.run_coroutine_threadsafe(asyncio.wait_for(request, limit), loop)
-    try:
-        while True:
-            try:
-                return running.result(_LOOK)
-            except TimeoutError as error:
-                if running.done():
-                    raise error if str(error) else TimeoutError(f"not complete within {limit:.1f} seconds") from error
-            if abandoned():
-                raise TimeoutError("given up, for its reader has stopped")
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"not complete within {limit:.1f} seconds, nor to be cancelled")
-    finally:
-        running.cancel()  # it does nothing to what is done
-
-
 def stat_of(info: dict[str, Any]) -> Stat:
     """From what a file system tells of a file."""
     fields = ("ETag", "etag", "md5Hash", "mtime", "created")
@@ -154,23 +123,6 @@ def _joined(base: str, name: str) -> str:
         return f"{base}/{name}"
     scheme, _, path = base.partition("://")
     return f"{scheme}://{posixpath.normpath(f'{path}/{name}')}"
-
-
-def _is_s3(url: str) -> bool:
-    return url.partition("://")[0] in _S3
-
-
-def _with_defaults(url: str, retry: Retry, options: dict[str, Any]) -> dict[str, Any]:
-    """The user's options, and for what they leave open ours."""
-    if not _is_s3(url):
-        return options
-    config = {
-        "retries": {"total_max_attempts": 1, "mode": "standard"},
-        "connect_timeout": retry.attempt_seconds,
-        "read_timeout": retry.attempt_seconds,
-        "max_pool_connections": _PARALLEL,
-    }
-    return options | {"config_kwargs": config | options.get("config_kwargs", {})}
 
 
 def _described(stat: Stat) -> str:

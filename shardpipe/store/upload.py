@@ -7,27 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import fsspec
-
-from shardpipe.errors import StoreError
-from shardpipe.store.base import Stat
-from shardpipe.store.faults import may_pass
-from shardpipe.store.redact import safe_cause, scrub
+from shardpipe.store.base import Stat, as_store_error
+from shardpipe.store.calling import call, file_system
 from shardpipe.store.remote import FsspecStore, stat_of
 from shardpipe.store.retry import Retry, attempted
-from shardpipe.store.urls import checked_url, scheme_of
+from shardpipe.store.urls import checked_url
 
 __all__ = ["Uploads"]
 
 # Of whole files. Every part of a large one is tried by s3fs five times within a few seconds before the file is.
-_RETRY = Retry(attempts=6, first_wait=1.0)
-_S3 = {
-    "config_kwargs": {
-        "retries": {"total_max_attempts": 1, "mode": "standard"},
-        "connect_timeout": 10,
-        "read_timeout": 60,  # putting the parts of a large file together takes S3 its time
-    }
-}
+_RETRY = Retry(attempts=6, first_wait=1.0, attempt_seconds=120.0)
+_CONNECT_SECONDS = 10.0
+_READ_SECONDS = 60.0  # putting the parts of a large file together takes S3 its time
 _PART_BYTES = 16 << 20
 _PARTS_AT_ONCE = 4
 _PARTS_MAX = 10_000  # of one file; S3's limit
@@ -43,8 +34,7 @@ class Uploads:
 
     def __init__(self, url: str) -> None:
         self.store = FsspecStore(checked_url("out", url))
-        options = _S3 if scheme_of(url) in ("s3", "s3a") else {}
-        self._fs, self._root = fsspec.core.url_to_fs(self.url, **options)
+        self._fs, self._root = file_system(self.url, {}, connect_seconds=_CONNECT_SECONDS, read_seconds=_READ_SECONDS)
 
     @property
     def url(self) -> str:
@@ -56,11 +46,12 @@ class Uploads:
         options = _part_options(self._fs, size)
 
         def upload() -> Stat:
+            path_there = self._path(name)
             if self._fs.root_marker == "/":  # it has folders, and wants them made; a bucket is not ours to make
-                self._fs.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
-            self._fs.put_file(str(path), self._path(name), **options)
-            self._fs.invalidate_cache(self._path(name))
-            found = stat_of(self._fs.info(self._path(name)))
+                self._call("makedirs", path_there.rpartition("/")[0], exist_ok=True)
+            call(self._fs, "put_file", _RETRY.limit(size), str(path), path_there, **options)
+            self._fs.invalidate_cache(path_there)
+            found = stat_of(self._call("info", path_there))
             if found.size != size:
                 raise ConnectionError(f"{found.size} of {size} bytes have arrived")
             return found
@@ -69,7 +60,7 @@ class Uploads:
 
     def remove(self, name: str) -> None:
         """Removes a file that is there."""
-        self._attempted(lambda: self._fs.rm_file(self._path(name)), name, "removed")
+        self._attempted(lambda: self._call("rm_file", self._path(name)), name, "removed")
 
     def listing(self, folder: str = "") -> dict[str, Stat]:
         """The files right in a folder, with their names from the root; none if there is no such folder."""
@@ -78,7 +69,7 @@ class Uploads:
         def look() -> list[dict[str, Any]]:
             self._fs.invalidate_cache(path)  # of listings, which fsspec remembers
             try:
-                found: list[dict[str, Any]] = self._fs.ls(path, detail=True)
+                found: list[dict[str, Any]] = self._call("ls", path, detail=True)
             except FileNotFoundError:
                 return []
             return found
@@ -93,17 +84,13 @@ class Uploads:
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}"
 
+    def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
+        return call(self._fs, method, _RETRY.limit(), *arguments, **options)
+
     def _attempted(self, action: Callable[[], _T], name: str, done: str) -> _T:
         def attempt() -> _T:
-            try:
+            with as_store_error(f"{self.url}/{name}".rstrip("/"), done=done, fix=_FIX):
                 return action()
-            except Exception as error:
-                # Not only OSError: file systems raise what their client libraries do.
-                reason = scrub(str(error).strip() or type(error).__name__)
-                url = f"{self.url}/{name}".rstrip("/")
-                raise StoreError(
-                    f"cannot be {done} ({reason})", url=url, fix=_FIX, transient=may_pass(error)
-                ) from safe_cause(error, ())
 
         return attempted(attempt, _RETRY)
 

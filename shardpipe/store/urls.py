@@ -11,7 +11,7 @@ from shardpipe.errors import ConfigError, StoreError
 from shardpipe.store.base import as_store_error
 from shardpipe.store.redact import shown_url
 
-__all__ = ["checked_url", "find_urls", "is_url", "scheme_of"]
+__all__ = ["checked_url", "find_urls", "is_s3", "is_url", "scheme_of"]
 
 
 def is_url(place: str) -> bool:
@@ -22,6 +22,11 @@ def is_url(place: str) -> bool:
 def scheme_of(place: str) -> str:
     """What stands before the "://" of a URL, which says how to get there; empty for a path."""
     return place.partition("://")[0] if "://" in place else ""
+
+
+def is_s3(url: str) -> bool:
+    """Whether s3fs serves a URL."""
+    return scheme_of(url) in ("s3", "s3a")
 
 
 def checked_url(setting: str, url: str, *, wildcards: bool = False) -> str:
