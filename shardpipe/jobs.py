@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from typing import TypeVar
 
 from shardpipe.errors import ShardpipeError
+from shardpipe.store import abandon_when
 
 __all__ = ["in_order"]
 
@@ -56,24 +58,33 @@ def in_order(
 def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
     # forkserver: safe beside the threads of this process, and it imports our modules once for all workers.
     context = multiprocessing.get_context("forkserver")
-    pool = ProcessPoolExecutor(jobs, context, initializer=_start_worker)
+    end, our_end = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(jobs, context, initializer=_start_worker, initargs=(end,))
     try:
         yield pool
     except BrokenProcessPool as error:
         raise ShardpipeError(
-            "a worker process died", fix="Most often the memory ran out: run again with fewer jobs."
+            "a worker process died",
+            fix="Memory may have run out (run again with fewer jobs), or the script that asks for more than one job "
+            'lacks `if __name__ == "__main__":`.',
         ) from error
     finally:
+        our_end.close()  # which tells the workers that nobody waits for what they read
         pool.shutdown(wait=True, cancel_futures=True)
+        end.close()
 
 
-def _start_worker() -> None:
+def _start_worker(end: Connection) -> None:
     # Ctrl-C is the parent's to handle; and a parent that is killed must not leave its workers behind.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
+    stopped = threading.Event()
+    abandon_when(stopped)
 
     def leave_with_parent() -> None:
+        end.poll(None)
+        stopped.set()
         parent.join()
         os._exit(1)
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from shardpipe.errors import AudioError, ShardpipeError
 from shardpipe.jobs import in_order
+from shardpipe.store.stopping import abandoned
 
 
 def some_squares(numbers: list[int]) -> list[int]:
@@ -65,3 +69,31 @@ def test_an_error_comes_whole_and_in_its_place(jobs: int) -> None:
 def test_a_worker_that_dies() -> None:
     with pytest.raises(ShardpipeError, match=r"worker process died.*fewer jobs"):
         list(in_order(dies, chunks_of(4, 1), jobs=2))
+
+
+def test_a_script_without_a_guard_is_told_of_it(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("from shardpipe.jobs import in_order\nprint(list(in_order(sorted, [[1], [2]], jobs=2)))\n")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert "a worker process died" in last
+    assert 'lacks `if __name__ == "__main__":`' in last
+    script.write_text(
+        "from shardpipe.jobs import in_order\nif __name__ == '__main__':\n"
+        "    print(list(in_order(sorted, [[1], [2]], jobs=2)))\n"
+    )
+    assert subprocess.run([sys.executable, str(script)], capture_output=True, text=True).stdout == "[1, 2]\n"
+
+
+def wait_until_abandoned(numbers: list[int]) -> list[int]:
+    """The first item at once, the others only once nobody waits for them."""
+    while numbers[0] and not abandoned():
+        time.sleep(0.01)
+    return numbers
+
+
+def test_what_workers_read_is_given_up_with_its_reader() -> None:
+    results = in_order(wait_until_abandoned, chunks_of(4, 1), jobs=2)
+    assert next(results) == 0
+    results.close()  # it would never return

@@ -15,8 +15,8 @@ PACKAGE = Path(shardpipe.__file__).parent
 # A module imports from the lines above its own, never from its own line or below.
 LAYERS = [
     {"errors"},
-    {"store", "publish", "quota", "lists", "audio", "bijection", "cut", "jobs", "console", "lru"},
-    {"shard", "parts", "order", "buffers", "pipeline"},
+    {"store", "publish", "quota", "lists", "audio", "bijection", "cut", "console", "lru"},
+    {"shard", "parts", "jobs", "order", "buffers", "pipeline"},
     {"manifest", "scan", "plan"},
     {"index", "cache"},
     {"sequence", "read"},
