@@ -46,6 +46,8 @@ class TrainConfig:
         deterministic: Compute so that the same steps give the same bits, at some cost in speed on a GPU.
         device: Where to compute; auto takes CUDA if it is there.
         threads: Threads of each process that read and decode audio.
+        cache_dir: Folder of a local disk for what was read of a dataset elsewhere; runs and processes may share it.
+        cache_bytes: The most that cache_dir may take of its disk, all processes together.
         on_error: What to do with samples that cannot be decoded: raise an error, or skip them; they are listed.
         save_every: Progress or time between checkpoints, like 5000samples, 200steps or 10min.
         keep: How many of the newest checkpoints to keep.
@@ -80,6 +82,8 @@ class TrainConfig:
     deterministic: bool = True
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None
+    cache_dir: str | None = None
+    cache_bytes: int | None = None
     on_error: Literal["raise", "skip"] = "raise"
     save_every: str = "10min"
     keep: int = 3

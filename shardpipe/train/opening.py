@@ -116,6 +116,9 @@ def _loader(config: TrainConfig, world: World, data: str, **options: Any) -> Sha
         rank=world.rank,
         world_size=world.size,
         threads=config.threads,
+        cache_dir=config.cache_dir,
+        cache_bytes=config.cache_bytes,
+        device=world.device,
         on_error=config.on_error,
         **options,
     )

@@ -1,0 +1,94 @@
+"""The arena: no two living arrays share a byte, and what is let go is lent again."""
+
+from __future__ import annotations
+
+import gc
+import pickle
+import random
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from shardpipe.buffers import Arena
+
+MIB = 1 << 20
+
+
+def place(array: np.ndarray) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int16"])
+def test_arrays_are_of_their_shape_and_writable(dtype: str) -> None:
+    array = Arena(MIB).empty((3, 1000), dtype)
+    assert (array.shape, array.dtype.name, array.flags.c_contiguous) == ((3, 1000), dtype, True)
+    array[:] = 7
+    assert array.sum() == 21000
+
+
+def test_memory_comes_again_once_nobody_holds_it() -> None:
+    arena = Arena(MIB)
+    first = arena.empty((4, 1000), "float32")
+    start = place(first)
+    view = torch.from_numpy(first)[1:3]  # who holds a part holds the whole
+    del first
+    other = arena.empty((4, 1000), "float32")
+    assert place(other) != start
+    view[:] = 5
+    del other, view
+    assert place(arena.empty((4, 1000), "float32")) == start
+
+
+def test_the_lowest_place_is_taken_and_neighbours_are_joined() -> None:
+    arena = Arena(MIB)
+    arrays = [arena.empty((MIB // 4,), "uint8") for _ in range(4)]
+    starts = [place(array) for array in arrays]
+    assert starts == sorted(starts)
+    del arrays[1:3]
+    assert place(arena.empty((MIB // 2,), "uint8")) == starts[1], "two free neighbours are one place"
+    assert place(arena.empty((MIB // 8,), "uint8")) == starts[1]
+
+
+def test_a_full_arena_lends_from_elsewhere() -> None:
+    arena = Arena(MIB)
+    kept = [arena.empty((MIB // 2,), "uint8") for _ in range(5)]
+    for i, array in enumerate(kept):
+        array[:] = i
+    assert [set(array.tolist()) for array in kept] == [{i} for i in range(5)]
+    assert arena.empty((4 * MIB,), "uint8").shape == (4 * MIB,)
+
+
+def test_no_two_threads_are_lent_the_same_bytes() -> None:
+    arena = Arena(MIB)
+    start = place(arena.empty((1,), "uint8"))
+    wrong: list[int] = []
+
+    def use(seed: int) -> None:
+        rng = random.Random(seed)
+        held: list[np.ndarray] = []
+        for _ in range(400):
+            array = arena.empty((rng.randrange(1, 100000),), "uint8")
+            array[:] = seed
+            held.append(array)
+            if len(held) > 3:
+                checked = held.pop(rng.randrange(4))
+                if (checked != seed).any():
+                    wrong.append(seed)
+
+    threads = [threading.Thread(target=use, args=(seed,)) for seed in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    gc.collect()
+    assert place(arena.empty((MIB,), "uint8")) == start, "all of it is free again, and one piece"
+
+
+def test_it_travels_without_its_memory() -> None:
+    arena = Arena(64 * MIB)
+    arena.empty((1000,), "uint8")[:] = 1
+    assert len(pickle.dumps(arena)) < 200
+    assert pickle.loads(pickle.dumps(arena)).empty((10,), "int16").shape == (10,)
