@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import pickle
+import random
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -277,3 +279,35 @@ def test_what_was_listed_before_is_not_what_lies_there(s3_endpoint: str) -> None
     upload(s3_endpoint, "s3://listed/set", {"x": b"three"})
     assert others.info("listed/set/x")["size"] == 3, "nothing was remembered, so this tests nothing"
     assert store.stat("x").size == 5
+
+
+def test_a_folder_keeps_few_files_open_and_reads_them_from_many_threads(tmp_path: Path) -> None:
+    names = [f"{i}.tar" for i in range(150)]
+    for i, name in enumerate(names):
+        (tmp_path / name).write_bytes(bytes([i]) * 100)
+    store = LocalStore(tmp_path)
+
+    def wrong(seed: int) -> int:
+        order = random.Random(seed).choices(range(150), k=600)
+        return sum(store.read(names[i], 10, 5) != bytes([i]) * 5 for i in order)
+
+    def open_files() -> int:
+        links = list(Path("/proc/self/fd").iterdir())
+        return sum(str(tmp_path) in str(link.readlink()) for link in links if link.is_symlink())
+
+    with ThreadPoolExecutor(6) as threads:
+        assert sum(threads.map(wrong, range(6))) == 0
+    if Path("/proc/self/fd").exists():
+        assert 0 < open_files() <= 70
+        store.close()
+        assert open_files() == 0
+    assert store.read("7.tar", 0, 1) == b"\7", "it opens again what it has closed"
+
+
+def test_a_whole_file_is_read_as_it_is_now(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    (tmp_path / "manifest").write_bytes(b"old")
+    assert (store.read("manifest", 0, 3), store.read("manifest")) == (b"old", b"old")
+    (tmp_path / "new").write_bytes(b"newer")
+    (tmp_path / "new").replace(tmp_path / "manifest")
+    assert store.read("manifest") == b"newer"
