@@ -41,7 +41,7 @@ class Batch:
     """What one rank takes in one micro-step: B samples, padded at the end with silence to the longest, T."""
 
     audio: torch.Tensor
-    """[B, T], float32 in [-1, 1] or int16."""
+    """[B, T], float32 in [-1, 1] or int16; on the loader's device."""
     lengths: torch.Tensor
     """[B], int64: each sample's length before padding."""
     weights: torch.Tensor

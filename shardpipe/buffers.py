@@ -17,6 +17,8 @@ import numpy.typing as npt
 __all__ = ["Arena"]
 
 _ALIGNMENT = 4096
+_MOST = 1 << 32
+"""What is lent beyond comes from elsewhere: systems refuse to promise memory that they do not have."""
 
 
 class Arena:
@@ -27,17 +29,18 @@ class Arena:
     """
 
     def __init__(self, size: int) -> None:
-        self._size = -(-size // _ALIGNMENT) * _ALIGNMENT
-        self._memory = mmap.mmap(-1, self._size)
+        self._given = size
+        # Private: processes that were forked from one another must not write to the same batch.
+        self._memory = mmap.mmap(-1, self._reserved(size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             self._memory.madvise(mmap.MADV_HUGEPAGE)
         self._lock = threading.Lock()
-        self._free = [(0, self._size)]
+        self._free = [(0, len(self._memory))]
         # The garbage collector may return an array in the middle of any line of ours, so it takes no lock.
         self._returned: deque[tuple[int, int]] = deque()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Arena, (self._size,)
+        return Arena, (self._given,)
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
         """An array with whatever was in its memory before."""
@@ -48,6 +51,10 @@ class Arena:
             return np.empty(shape, dtype)
         lent = _Lent(self, start, size)
         return np.asarray(lent).view(dtype).reshape(shape)
+
+    @staticmethod
+    def _reserved(size: int) -> int:
+        return -(-min(size, _MOST) // _ALIGNMENT) * _ALIGNMENT
 
     def _take(self, size: int) -> int | None:
         with self._lock:

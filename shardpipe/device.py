@@ -13,8 +13,6 @@ from shardpipe.errors import check
 
 __all__ = ["CudaCopier", "cuda_device", "pinned"]
 
-_TENSORS = ("audio", "lengths", "weights")
-
 
 def cuda_device(device: str | torch.device | None) -> torch.device | None:
     """The CUDA device to copy batches to; None where they are to stay in the processor's memory. Raises ConfigError."""
@@ -41,19 +39,16 @@ class CudaCopier:
         self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def send(self, batch: Batch) -> Batch:
-        """The batch on the device, once it is there; the thread waits without the GIL and without the processor."""
+        """The batch, its audio on the device and there; the thread waits without the GIL and without the processor."""
         with torch.cuda.stream(self._stream):
-            tensors = {name: getattr(batch, name) for name in _TENSORS}
-            pinned = {name: tensor if tensor.is_pinned() else tensor.pin_memory() for name, tensor in tensors.items()}
-            moved = {name: tensor.to(self._device, non_blocking=True) for name, tensor in pinned.items()}
+            audio = batch.audio if batch.audio.is_pinned() else batch.audio.pin_memory()
+            moved = audio.to(self._device, non_blocking=True)
             done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             done.record(self._stream)
         done.synchronize()
-        return replace(batch, **moved)
+        return replace(batch, audio=moved)
 
     def receive(self, batch: Batch) -> Batch:
         """Called in the loop's thread: tells the allocator that its stream now uses memory of the other one."""
-        stream = torch.cuda.current_stream(self._device)
-        for name in _TENSORS:
-            getattr(batch, name).record_stream(stream)
+        batch.audio.record_stream(torch.cuda.current_stream(self._device))
         return batch

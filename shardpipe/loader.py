@@ -10,6 +10,7 @@ import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from functools import partial
 from operator import index as whole  # numpy's integers become int, which JSON takes; 2.5 is refused
 from typing import Any, Literal
@@ -55,17 +56,19 @@ class ShardLoader:
     transform: called with (Sample, numpy Generator), the generator being keyed by (seed, epoch, sample).
     collate: called with a list of Sample, makes what the loop gets instead of a Batch.
     dtype: "float32" in [-1, 1], or "int16", which is half the bytes to move.
-    threads: that read and decode; if None, as many as there are cores, up to 8.
+    threads: that read and decode; if None, as many as the cores that this process may use, up to 8.
     workers: processes that make batches instead of threads, for transforms that hold the GIL (they must pickle).
     prefetch, prefetch_bytes: batches made ahead, at least one for every thread; and bytes of payloads and padded audio
         that may lie ahead of the loop, reads over a network among them. One batch is made however large it is.
-    on_error: "raise", or "skip" for samples that cannot be decoded: they become silence of weight 0, listed in
-        `skipped`, and their position counts as consumed. A failing storage always raises.
+    on_error: "raise", or "skip" for samples that are damaged or cannot be decoded: they become silence of weight 0,
+        listed in `skipped`, and their position counts as consumed. A failing storage always raises.
     cache_dir, cache_bytes: a local folder for what was read of the shards, and the most that it may take of the disk;
         processes and runs may share it. Without a limit it grows to the size of the dataset.
-    device: "cuda" copies batches there ahead of the loop, from page-locked memory on a stream of its own.
+    device: "cuda" has the audio of batches copied there ahead of the loop, from page-locked memory on a stream of its
+        own. Lengths and weights stay where a loop can count by them without waiting for the device.
 
-    Raises ConfigError here, StoreError, ShardError and AudioError while iterating.
+    Raises ConfigError, and StoreError or CorruptIndex for a dataset or a cache folder that cannot be opened; while
+    iterating StoreError, CorruptIndex, ShardError and AudioError.
     """
 
     def __init__(
@@ -138,7 +141,6 @@ class ShardLoader:
             collate=collate,
             dtype=dtype,
             skip_errors=on_error == "skip",
-            empty=Arena(prefetch_bytes).empty if self._device is None or workers else pinned,
         )
         self._consumed = whole(resume_samples)
         self._iteration: object = None
@@ -209,9 +211,10 @@ class ShardLoader:
         self, stack: ExitStack, copier: CudaCopier | None
     ) -> Pipeline[Work, dict[int, Payload], tuple[Any, list[Skipped]]]:
         """What reads, decodes and copies ahead, until `stack` is unwound."""
-        make: Make = self._make
-        if self._workers:
-            make = stack.enter_context(closing(Workers(self._workers, self._make)))
+        # Memory of its own for every loop: what one has lent is never another's, in a forked process least of all.
+        direct = self._device is not None and not self._workers
+        maker = replace(self._make, empty=pinned if direct else Arena(self._prefetch_bytes).empty)
+        make: Make = stack.enter_context(closing(Workers(self._workers, maker))) if self._workers else maker
 
         def made(work: Work, fetched: list[dict[int, Payload]]) -> tuple[Any, list[Skipped]]:
             batch, skipped = make(work, {i: payload for some in fetched for i, payload in some.items()})

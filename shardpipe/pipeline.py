@@ -41,7 +41,7 @@ class Pipeline(Generic[_Work, _Read, _Result]):
     """Iterating gives (work, result) in the order of `plan`, which may be endless. Close it when done.
 
     plan: iterated ahead, in a thread of its own.
-    reads: what a piece of work needs read; run by up to `parallel` threads, at once for all that is planned.
+    reads: what a piece of work needs read; run by up to `parallel` threads, ahead of its turn to be made.
     make: called with a piece of work and what its reads returned, in one of `threads` threads.
     size: bytes that a piece of work occupies from its reads to its delivery.
     most_made: results made ahead. most_bytes: bytes ahead in all; one piece of work is let through, however large.

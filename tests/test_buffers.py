@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import pickle
 import random
 import threading
@@ -92,3 +93,18 @@ def test_it_travels_without_its_memory() -> None:
     arena.empty((1000,), "uint8")[:] = 1
     assert len(pickle.dumps(arena)) < 200
     assert pickle.loads(pickle.dumps(arena)).empty((10,), "int16").shape == (10,)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
+def test_what_a_forked_process_writes_stays_its_own() -> None:
+    array = Arena(MIB).empty((1000,), "uint8")
+    array[:] = 1
+    if not (child := os.fork()):
+        array[:] = 2
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert set(array.tolist()) == {1}
+
+
+def test_more_than_any_machine_has() -> None:
+    assert Arena(1 << 60).empty((10,), "float32").shape == (10,)

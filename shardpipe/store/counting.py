@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from shardpipe.store.base import Stat, Store
+from shardpipe.store.base import Stat, Store, close
 
 __all__ = ["CountingStore"]
 
@@ -27,6 +27,9 @@ class CountingStore:
     @property
     def parallel(self) -> int:
         return self._inner.parallel
+
+    def close(self) -> None:
+        close(self._inner)
 
     def stat(self, name: str) -> Stat:
         with self._lock:

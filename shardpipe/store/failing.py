@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable
 from itertools import count
 
-from shardpipe.store.base import Stat, Store, as_store_error, whole
+from shardpipe.store.base import Stat, Store, as_store_error, close, whole
 
 __all__ = ["FailingStore", "Fault"]
 
@@ -37,6 +37,9 @@ class FailingStore:
     @property
     def parallel(self) -> int:
         return self._inner.parallel
+
+    def close(self) -> None:
+        close(self._inner)
 
     def stat(self, name: str) -> Stat:
         with as_store_error(f"{self.url}/{name}"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from shardpipe.store.base import Stat, Store
+from shardpipe.store.base import Stat, Store, close
 from shardpipe.store.opening import open_store
 from shardpipe.store.urls import is_url, scheme_of
 
@@ -35,6 +35,10 @@ class _ResolvingStore:
     @property
     def parallel(self) -> int:
         return max(store.parallel for store in (self._store, *self._elsewhere.values()))
+
+    def close(self) -> None:
+        for store in (self._store, *self._elsewhere.values()):
+            close(store)
 
     def stat(self, name: str) -> Stat:
         return self._of(name).stat(name)

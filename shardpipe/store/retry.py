@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from shardpipe.errors import StoreError, check
-from shardpipe.store.base import Stat, Store
+from shardpipe.store.base import Stat, Store, close
 from shardpipe.store.stopping import abandoned, pause
 
 __all__ = ["Retry", "RetryingStore", "attempted"]
@@ -108,6 +108,9 @@ class RetryingStore:
     @property
     def parallel(self) -> int:
         return self._inner.parallel
+
+    def close(self) -> None:
+        close(self._inner)
 
     def stat(self, name: str) -> Stat:
         return attempted(lambda: self._inner.stat(name), self._retry)

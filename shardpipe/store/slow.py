@@ -8,7 +8,7 @@ import threading
 import time
 from typing import Any
 
-from shardpipe.store.base import Stat, Store
+from shardpipe.store.base import Stat, Store, close
 
 __all__ = ["SharedLine", "SlowStore"]
 
@@ -37,6 +37,9 @@ class SlowStore:
     @property
     def url(self) -> str:
         return self._inner.url
+
+    def close(self) -> None:
+        close(self._inner)
 
     def stat(self, name: str) -> Stat:
         answered = time.monotonic() + self._latency

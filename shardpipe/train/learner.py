@@ -81,14 +81,14 @@ class Learner:
                 weights[i] = 0
         self.shared.train(train)
         with torch.set_grad_enabled(train):
-            features, mel_frames = self.features(batch.audio, batch.lengths)
+            features, mel_frames = self.features(batch.audio, batch.lengths.to(device))
             if train and self.config.spec_augment:
                 features = spec_augment(features, mel_frames)
             with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
                 log_probs, out_frames = (self.shared if train else self.model)(features, mel_frames)
             deterministic = self.config.deterministic and device.type == "cuda"
             losses = ctc_losses(log_probs, out_frames, targets, on_cpu=deterministic)
-            loss = (losses * weights).sum()
+            loss = (losses * weights.to(device)).sum()
         unknown = self.tokenizer.unknown
         return Result(
             loss=loss,
