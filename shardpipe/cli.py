@@ -20,6 +20,7 @@ from shardpipe.index import Index
 from shardpipe.pack import IndexReport, PackOptions, PackReport, index_tars, pack
 from shardpipe.plan import Batching
 from shardpipe.sequence import COUNT_MAX, WINDOW, BatchSequence
+from shardpipe.store.redact import shown_url
 from shardpipe.verify import verify
 
 __all__ = ["app", "main"]
@@ -152,15 +153,16 @@ def verify_command(data: Data, jobs: Jobs = 1, as_json: Json = False) -> None:
     """Read everything again and check sizes, checksums, and the index against the tars."""
     with progress("verifying") as report:
         found = verify(data, jobs=jobs, progress=report)
+    place = shown_url(data)
     if as_json:
         problems = [str(problem) for problem in found.problems]
         print_json({"ok": found.ok, "samples": found.samples, "shards": found.shards, "problems": problems})
     elif found.ok:
-        print(f"{data} is whole: {found.samples:,} samples in {found.shards:,} shards, {size_text(found.size)}")
+        print(f"{place} is whole: {found.samples:,} samples in {found.shards:,} shards, {size_text(found.size)}")
     else:
         for problem in found.problems:
             print(problem, file=sys.stderr)
-        print(f"{data}: {len(found.problems):,} problems, {found.samples:,} samples are good", file=sys.stderr)
+        print(f"{place}: {len(found.problems):,} problems, {found.samples:,} samples are good", file=sys.stderr)
     if not found.ok:
         raise typer.Exit(1)
 
@@ -182,7 +184,7 @@ def info(data: Data, as_json: Json = False) -> None:
         "rejected": f"{totals.rejected:,}" + (", listed in rejected.jsonl" if totals.rejected else ""),
         "fingerprint": found.fingerprint,
     }
-    print_table(data, rows)
+    print_table(found.store.url, rows)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import socket
 import socketserver
 import struct
@@ -18,6 +19,8 @@ __all__ = ["KINDS", "FaultyProxy", "running_proxy"]
 KINDS = ("503", "reset", "truncated", "stall")
 
 _BUSY = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+_EXPECT = re.compile(rb"^Expect: 100-continue\r\n", re.IGNORECASE | re.MULTILINE)
+_LENGTH = re.compile(rb"^Content-Length: ([0-9]+)\r", re.IGNORECASE | re.MULTILINE)
 
 
 class FaultyProxy:
@@ -45,6 +48,7 @@ class FaultyProxy:
         """Serves the one request of a connection."""
         if not (head := _head(client)):
             return
+        body = _body(client, head)
         with self._lock:
             kind = self._random.choice(self.kinds) if self._random.random() < self.share else ""
             self.faults[kind] += 1
@@ -52,12 +56,12 @@ class FaultyProxy:
             self.most_at_once = max(self.most_at_once, self._at_once)
         try:
             time.sleep(self.latency)
-            self._answer(client, head, kind)
+            self._answer(client, head, body, kind)
         finally:
             with self._lock:
                 self._at_once -= 1
 
-    def _answer(self, client: socket.socket, head: bytes, kind: str) -> None:
+    def _answer(self, client: socket.socket, head: bytes, body: bytes, kind: str) -> None:
         if kind == "503":
             length = 0 if head.startswith(b"HEAD") else len(_BUSY)
             client.sendall(
@@ -69,22 +73,33 @@ class FaultyProxy:
         elif kind == "stall":
             self.stopping.wait(10)
         else:
-            answer = self._fetched(head)
+            answer = self._fetched(head, body)
             client.sendall(answer[: len(answer) // 2] if kind == "truncated" else answer)
 
-    def _fetched(self, head: bytes) -> bytes:
+    def _fetched(self, head: bytes, body: bytes) -> bytes:
+        head = _EXPECT.sub(b"", head)
         with socket.create_connection(self._target) as server:
-            server.sendall(head.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+            server.sendall(head.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + body)
             return b"".join(iter(lambda: server.recv(1 << 16), b""))
 
 
 def _head(client: socket.socket) -> bytes:
+    """What comes before the body, read byte by byte, for that may follow at once; empty if the client has gone."""
     head = b""
-    while not head.endswith(b"\r\n\r\n"):
-        if not (more := client.recv(1 << 16)):
-            return b""
-        head += more
+    with client.makefile("rb", 0) as file:
+        while not head.endswith(b"\r\n\r\n"):
+            if not (more := file.read(1)):
+                return b""
+            head += more
     return head
+
+
+def _body(client: socket.socket, head: bytes) -> bytes:
+    if _EXPECT.search(head):
+        client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+    length = _LENGTH.search(head)
+    with client.makefile("rb") as file:
+        return file.read(int(length[1])) if length else b""
 
 
 @contextmanager

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -190,3 +194,36 @@ def test_keys_that_the_terminal_cannot_show_are_escaped(tmp_path: Path) -> None:
         at = [*command, "at", str(tmp_path / "packed"), "--consumed", "0", "--batch-size", "1", *option]
         done = subprocess.run(at, capture_output=True, check=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
         assert b"\\u0434" in done.stdout
+
+
+@pytest.fixture
+def website(data: Path) -> Iterator[str]:
+    """The host and port of a server for the dataset."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(data))) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_no_command_prints_the_credentials_of_a_url(tmp_path: Path, website: str) -> None:
+    url = f"http://me:hunter22@{website}?token=t0ken"
+    done = [
+        shardpipe("info", url),
+        shardpipe("verify", url, code=1),  # for the server knows no ranges
+        shardpipe("plan", url, "--batch-size", 4, code=1),
+        shardpipe("at", url, "--batch-size", 4, "--consumed", 3, code=1),
+        shardpipe("info", f"http://me:hunter22@{website}/elsewhere?token=t0ken", code=1),
+        shardpipe("index", url, "-o", tmp_path / "index", code=2),
+        shardpipe("pack", write_list(tmp_path, 1), "-o", url, code=2),
+    ]
+    for command in done:
+        assert website in command.stdout + command.stderr
+        assert "hunter22" not in command.stdout + command.stderr
+        assert "t0ken" not in command.stdout + command.stderr

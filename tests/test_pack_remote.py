@@ -7,7 +7,7 @@ import os
 import random
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,8 @@ from typing import Any
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from moto.server import DomainDispatcherApplication, create_backend_app
 from test_pack import tree
 from test_pack_crash import small_disk  # noqa: F401 (a fixture)
-from werkzeug.serving import make_server
 
 from shardpipe.errors import AudioError, ConfigError, StoreError
 from shardpipe.index import MANIFEST, Index
@@ -26,6 +24,7 @@ from shardpipe.pack import PackOptions, index_tars, pack
 from shardpipe.store import Retry
 from shardpipe.store.upload import Uploads
 from shardpipe.verify import verify
+from tests.faulty_proxy import FaultyProxy, running_proxy
 from tests.places import objects, put_folder, run, speech_with_a_bad_line, uploaded, use_bucket, write
 from tests.s3 import SECRETS
 from tests.speech import write_list
@@ -174,34 +173,46 @@ def test_uploads_that_always_fail(
 
 
 @pytest.fixture
-def busy_url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A URL on an S3 server that has no time for every fourth request."""
-    app = DomainDispatcherApplication(create_backend_app)
-    chance = random.Random(0)
-
-    def answer(environ: dict[str, Any], start: Any) -> Any:
-        if chance.random() < 0.25:
-            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-            start("503 Slow Down", [("Content-Type", "application/xml"), ("Connection", "close")])
-            return [b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"]
-        return app(environ, start)
-
-    server = make_server("127.0.0.1", 0, answer, threaded=True)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
+def proxy(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FaultyProxy, str]]:
+    """What stands between us and the S3 server, and a URL behind it."""
     s3 = fsspec.get_filesystem_class("s3")
     s3.clear_instance_cache()  # they hold the endpoint of their first use
-    yield use_bucket(f"http://127.0.0.1:{server.server_port}", monkeypatch)
+    with running_proxy(s3_endpoint, kinds=("503",)) as (proxy, endpoint):
+        yield proxy, use_bucket(endpoint, monkeypatch)
     s3.clear_instance_cache()
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
-def test_a_server_that_is_busy(tmp_path: Path, speech: Path, local: Path, busy_url: str) -> None:
-    run(speech, busy_url, tmp_path)
-    assert objects(busy_url) == tree(local)
-    assert verify(busy_url).ok
+def test_a_server_that_is_busy(tmp_path: Path, speech: Path, local: Path, proxy: tuple[FaultyProxy, str]) -> None:
+    faults, url = proxy
+    faults.share = 0.25
+    run(speech, url, tmp_path)
+    assert verify(url).ok
+    assert faults.faults["503"] > 3
+    faults.share = 0.0
+    assert objects(url) == tree(local)
+
+
+def test_ctrl_c_does_not_wait_for_a_server_that_hangs(
+    tmp_path: Path, speech: Path, local: Path, proxy: tuple[FaultyProxy, str]
+) -> None:
+    faults, url = proxy
+
+    def interrupt(done: int, *_: int) -> None:
+        if done == 6:
+            faults.share, faults.kinds = 1.0, ("stall",)
+        elif done == 8:
+            while not faults.faults["stall"]:
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+
+    options = PackOptions(shard_samples=6, on_error="skip")
+    with pytest.raises(KeyboardInterrupt):
+        pack(speech, url, options=options, staging=tmp_path, progress=interrupt)
+    assert faults.faults["stall"] == 1, "no further attempt"
+    assert not list(tmp_path.glob("*/*.tar*"))
+    faults.share = 0.0
+    assert run(speech, url, tmp_path).shards == SHARDS
+    assert objects(url) == tree(local)
 
 
 def test_the_command_says_it_in_one_line(

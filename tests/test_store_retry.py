@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import io
 import pickle
+import socket
 import ssl
 import threading
 import traceback
@@ -289,6 +290,8 @@ def website(tmp_path: Path) -> Iterator[tuple[str, list[tuple[str, str]]]]:
             asked.append((self.path, self.headers.get("Authorization", "")))
 
         def send_head(self) -> Any:
+            if self.path.rpartition("/")[2] in ("403", "503"):
+                return self.send_error(int(self.path[-3:]))
             if "unsized" not in self.path:
                 return super().send_head()
             self.send_response(200)
@@ -323,3 +326,26 @@ def test_a_server_that_tells_no_size_is_told_of(website: tuple[str, list[tuple[s
     place, _ = website
     with pytest.raises(StoreError, match="does not say how large"):
         FsspecStore(f"http://{place}").stat("unsized")
+
+
+@pytest.mark.parametrize(
+    ("name", "told", "attempts"),
+    [("missing", "there is no such file", 1), ("403", "403.*Forbidden", 1), ("503", "503.*Unavailable", 2)],
+)
+def test_what_refuses_to_tell_a_size_is_not_called_missing(
+    website: tuple[str, list[tuple[str, str]]], name: str, told: str, attempts: int
+) -> None:
+    place, _ = website
+    store = FsspecStore(f"http://me:hunter22@{place}", retry=Retry(attempts=2, first_wait=0.0))
+    with pytest.raises(StoreError, match=told) as raised:
+        store.read(name)
+    assert raised.value.attempts == attempts
+    assert "hunter22" not in "".join(traceback.format_exception(raised.value))
+
+
+def test_where_nobody_listens_files_are_not_called_missing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(StoreError, match=r"Cannot connect.*after 2 attempts.*network") as raised:
+        FsspecStore(f"http://127.0.0.1:{port}/set", retry=Retry(attempts=2, first_wait=0.0)).read("x")
+    assert raised.value.attempts == 2
