@@ -12,7 +12,7 @@ from shardpipe.errors import StoreError
 from shardpipe.index import MANIFEST, SHARD_LIST
 from shardpipe.pack.destination import JOB, Destination
 
-__all__ = ["REJECTED", "Contents", "occupied", "shard_name", "unfinished"]
+__all__ = ["REJECTED", "Contents", "another_unfinished", "shard_name", "unfinished"]
 
 REJECTED = "rejected.jsonl"
 
@@ -25,9 +25,16 @@ def shard_name(number: int) -> str:
     return f"shard-{number:06d}.tar"
 
 
-def occupied(url: str, what: str, fix: str) -> StoreError:
-    """The error of a place that cannot be written to because of what it holds."""
-    return StoreError(what, url=url, fix=fix)
+def unfinished(url: str) -> StoreError:
+    """The error of a place that cannot take an index, for a pack is to go on there."""
+    fix = "Finish that first, or choose another place."
+    return StoreError("it holds an unfinished pack", url=url, fix=fix)
+
+
+def another_unfinished(url: str) -> StoreError:
+    """The error of a place that cannot take a pack, for another one is to go on there."""
+    fix = "Run that command again to finish it, choose another place, or pass --overwrite to drop it."
+    return StoreError("it holds an unfinished pack of another list or other options", url=url, fix=fix)
 
 
 class Contents:
@@ -62,7 +69,7 @@ class Contents:
         if MANIFEST in self._names or self._digest is None:
             self.check_index_free(overwrite=overwrite)
         elif self._digest != digest and not overwrite:
-            raise unfinished(self._url)
+            raise another_unfinished(self._url)
         ours = self.index | self.shards if MANIFEST in self._names or self._digest is not None else set[str]()
         for name in (*sorted(self._tars), SHARD_LIST):
             if name in self._names and name not in ours:
@@ -72,9 +79,10 @@ class Contents:
         """Raises StoreError unless an index may be put here, whatever tars lie here."""
         if MANIFEST in self._names:
             if not overwrite:
-                raise occupied(self._url, "it holds another dataset", "Choose another place, or pass --overwrite.")
+                fix = "Choose another place, or pass --overwrite."
+                raise StoreError("it holds another dataset", url=self._url, fix=fix)
         elif self._digest is not None and self._shards is None:
-            raise occupied(self._url, "it holds an unfinished pack", "Finish that first, or choose another place.")
+            raise unfinished(self._url)
         else:
             for name in sorted(self.index - {SHARD_LIST}):
                 raise self._foreign(name)
@@ -95,20 +103,11 @@ class Contents:
         return shards if isinstance(shards, int) else None
 
     def _foreign(self, name: str) -> StoreError:
-        return occupied(
-            self._url,
+        return StoreError(
             f"{name} lies there, which shardpipe did not write",
-            "Choose another place, or move such files away: --overwrite does not touch them.",
+            url=self._url,
+            fix="Choose another place, or move such files away: --overwrite does not touch them.",
         )
-
-
-def unfinished(url: str) -> StoreError:
-    """The error of a place where another job is to go on."""
-    return occupied(
-        url,
-        "it holds an unfinished pack of another list or other options",
-        "Run that command again to finish it, choose another place, or pass --overwrite to drop it.",
-    )
 
 
 def _job(destination: Destination) -> dict[str, object]:

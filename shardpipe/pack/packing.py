@@ -20,7 +20,7 @@ from shardpipe.errors import ConfigError, ListError
 from shardpipe.index import Index, stage_index
 from shardpipe.jobs import in_order
 from shardpipe.lists import Utterance, check_key, read_list
-from shardpipe.pack.contents import REJECTED, Contents, shard_name, unfinished
+from shardpipe.pack.contents import REJECTED, Contents, another_unfinished, shard_name
 from shardpipe.pack.destination import JOB, Destination, destination_at
 from shardpipe.pack.growing import GrowingShards, Rejection
 from shardpipe.pack.prepare import FORMATS, Prepared, prepare
@@ -127,7 +127,7 @@ def pack(
             return _report(destination)
         contents.check_free(digest, overwrite=options.overwrite)
         if folder.job not in (None, digest) and not options.overwrite:
-            raise unfinished(destination.url)
+            raise another_unfinished(destination.url)
         folder.begin(digest)
         shards = _grow(destination, utterances, options, progress)
         if not shards.count:

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from shardpipe.errors import StoreError
 from shardpipe.index import MANIFEST
-from shardpipe.pack.contents import occupied
 from shardpipe.pack.destination import Destination
 from shardpipe.publish import write_file, writing
 
@@ -135,7 +134,8 @@ def _lock(path: Path, url: str) -> int:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
-            raise occupied(url, "another process is writing there", "Wait until it has ended, or stop it.") from None
+            fix = "Wait until it has ended, or stop it."
+            raise StoreError("another process is writing there", url=url, fix=fix) from None
         if os.fstat(descriptor).st_nlink:
             return descriptor
         os.close(descriptor)  # removed while we waited for it

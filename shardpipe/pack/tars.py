@@ -15,7 +15,7 @@ from braceexpand import braceexpand
 from shardpipe.errors import ConfigError, ShardError, StoreError
 from shardpipe.index import SHARD_LIST, Index, ShardInfo, stage_index
 from shardpipe.jobs import in_order
-from shardpipe.pack.contents import REJECTED, Contents, occupied
+from shardpipe.pack.contents import REJECTED, Contents, unfinished
 from shardpipe.pack.destination import destination_at
 from shardpipe.pack.growing import Rejection
 from shardpipe.pack.packing import Progress
@@ -87,37 +87,17 @@ def index_tars(
         raise ConfigError("on_error", on_error, "it must be fail or skip")
     destination = destination_at(out, staging)
     paths = _expand([patterns] if isinstance(patterns, str) else patterns)
-    tasks = [[_Task(i, path, _name(path, destination.url))] for i, path in enumerate(paths)]
+    indexing = _Indexing(paths, destination.url, jobs=jobs, on_error=on_error, progress=progress)
     with Staging.open(destination) as folder:
         contents = Contents(destination)
         if folder.job is not None:
-            raise occupied(
-                destination.url, "it holds an unfinished pack", "Finish that first, or choose another place."
-            )
+            raise unfinished(destination.url)
         contents.check_index_free(overwrite=overwrite)
-        rejections: list[Rejection] = []
-        without_text = 0
-
-        def shards() -> Iterator[tuple[ShardInfo, pa.RecordBatch]]:
-            nonlocal without_text
-            keys: dict[str, int] = {}
-            read = 0
-            for number, result in enumerate(in_order(_index, tasks, jobs=jobs)):
-                if result.faults and on_error == "fail":
-                    raise result.faults[0]
-                rejections.extend(_rejection(fault) for fault in result.faults)
-                _check_keys(result, number, keys, paths)
-                without_text += result.rows.column("text").to_pylist().count("")
-                read += result.info.size
-                if progress:
-                    progress(number + 1, len(tasks), read)
-                yield result.info, result.rows
-
-        totals, names = stage_index(folder.path, shards(), rejected=rejections)
+        totals, names = stage_index(folder.path, indexing.shards(), rejected=indexing.rejections)
         if not totals.samples:
             raise ShardError("no sample in any of the tars", shard=paths[0], fix="Check that these are the right tars.")
-        if rejections:
-            lines = [json.dumps(asdict(rejection), ensure_ascii=False) + "\n" for rejection in rejections]
+        if indexing.rejections:
+            lines = [json.dumps(asdict(rejection), ensure_ascii=False) + "\n" for rejection in indexing.rejections]
             write_file(folder.path / REJECTED, "".join(lines).encode())
             names.insert(0, REJECTED)
         if SHARD_LIST in contents.index:
@@ -131,10 +111,37 @@ def index_tars(
         size=totals.size,
         seconds=totals.seconds,
         ignored=sum(shard.ignored for shard in index.shards),
-        without_text=without_text,
+        without_text=indexing.without_text,
         rejected=totals.rejected,
         fingerprint=index.fingerprint,
     )
+
+
+class _Indexing:
+    """The tars' shards and rows, and what was noticed of those that `shards` has given so far."""
+
+    def __init__(self, paths: list[str], out: str, *, jobs: int, on_error: str, progress: Progress | None) -> None:
+        self._paths = paths
+        self._tasks = [[_Task(i, path, _name(path, out))] for i, path in enumerate(paths)]
+        self._jobs = jobs
+        self._skip = on_error == "skip"
+        self._progress = progress
+        self.rejections: list[Rejection] = []
+        self.without_text = 0
+
+    def shards(self) -> Iterator[tuple[ShardInfo, pa.RecordBatch]]:
+        keys: dict[str, int] = {}
+        read = 0
+        for number, result in enumerate(in_order(_index, self._tasks, jobs=self._jobs)):
+            if result.faults and not self._skip:
+                raise result.faults[0]
+            self.rejections.extend(_rejection(fault) for fault in result.faults)
+            _check_keys(result, number, keys, self._paths)
+            self.without_text += result.rows.column("text").to_pylist().count("")
+            read += result.info.size
+            if self._progress:
+                self._progress(number + 1, len(self._tasks), read)
+            yield result.info, result.rows
 
 
 def _expand(patterns: Iterable[str]) -> list[str]:
