@@ -20,7 +20,7 @@ from shardpipe.cache import ShardCache
 from shardpipe.errors import AudioError, ShardError, ShardpipeError, StoreError
 from shardpipe.index import Index, ShardInfo
 from shardpipe.order import Ints
-from shardpipe.store import Stat, Store
+from shardpipe.store import Stat, Store, shown_in
 
 __all__ = ["ByteRange", "Payload", "Reader", "SampleRow", "coalesce", "decode_row", "extras_of", "rows_of"]
 
@@ -167,7 +167,7 @@ class Reader:
             if stat.size != info.size:
                 raise StoreError(
                     f"{stat.size} bytes, but the index was made of {info.size}",
-                    url=f"{self.store.url}/{info.name}",
+                    url=shown_in(self.store, info.name),
                     fix="The shard has been replaced or cut: restore it, or index the dataset again.",
                 )
             self._opened[shard] = stat
@@ -181,7 +181,7 @@ class Reader:
             raise StoreError(
                 f"changed while it was being read: {opened.size} bytes, version {opened.version!r}, then {stat.size} "
                 f"bytes, version {stat.version!r}",
-                url=f"{self.store.url}/{info.name}",
+                url=shown_in(self.store, info.name),
                 fix="A dataset must not change under a run: restore the shard, or index the dataset again.",
             )
         payload = self._read(row.shard, row.audio_offset, row.audio_size)

@@ -13,6 +13,7 @@ from shardpipe.store.resolving import resolving
 from shardpipe.store.retry import Retry, RetryingStore
 from shardpipe.store.slow import SlowStore
 from shardpipe.store.stopping import abandon_when, pool
+from shardpipe.store.urls import shown_in
 
 __all__ = [
     "CountingStore",
@@ -30,4 +31,5 @@ __all__ = [
     "open_store",
     "pool",
     "resolving",
+    "shown_in",
 ]

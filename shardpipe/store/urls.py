@@ -8,15 +8,20 @@ from urllib.parse import urlsplit
 import fsspec
 
 from shardpipe.errors import ConfigError, StoreError
-from shardpipe.store.base import as_store_error
+from shardpipe.store.base import Store, as_store_error
 from shardpipe.store.redact import shown_url
 
-__all__ = ["checked_url", "find_urls", "is_s3", "is_url", "scheme_of"]
+__all__ = ["checked_url", "find_urls", "is_s3", "is_url", "scheme_of", "shown_in"]
 
 
 def is_url(place: str) -> bool:
     """Whether a place is named by a URL, not by a path of this machine."""
     return "://" in place and not place.startswith("file://")
+
+
+def shown_in(store: Store, name: str) -> str:
+    """Where a file of a store lies, for messages."""
+    return shown_url(name) if "://" in name else f"{store.url}/{name}"
 
 
 def scheme_of(place: str) -> str:
