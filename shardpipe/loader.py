@@ -218,11 +218,14 @@ class ShardLoader:
 
         def made(work: Work, fetched: list[dict[int, Payload]]) -> tuple[Any, list[Skipped]]:
             batch, skipped = make(work, {i: payload for some in fetched for i, payload in some.items()})
+            if prefetch is not None:
+                prefetch.made(work.consumed)
             return copier.send(batch) if copier else batch, skipped
 
         parallel = self._reader.store.parallel
         stack.callback(close, self._reader.store)
         steps = self._steps()
+        prefetch = None
         if self._cache is not None:
             stack.enter_context(closing(self._cache))
             if parallel > 1 and has_room(self._sequence, self._world_size, self._cache.limit_bytes):

@@ -7,6 +7,7 @@ of small ones would. Nothing depends on it: what it has not brought in time is r
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -39,28 +40,38 @@ def has_room(sequence: BatchSequence, world_size: int, cache_bytes: int | None) 
 
 
 class WindowPrefetch:
-    """Watches a rank's steps as they are planned. Close it when done."""
+    """Watches a rank's steps as they are planned, and as they are made. Close it when done."""
 
     def __init__(self, sequence: BatchSequence, reader: Reader, rank: int) -> None:
         self._sequence = sequence
         self._reader = reader
         self._rank = rank
-        self._begun: set[tuple[int, int]] = set()
+        self._planned: set[tuple[int, int]] = set()
+        self._made: set[tuple[int, int]] = set()
+        self._due: deque[tuple[int, tuple[int, int], list[tuple[int, int, int]]]] = deque()
         self._closed = threading.Event()
         self._threads = ThreadPoolExecutor(_THREADS, "shardpipe", abandon_when, (self._closed,))
 
     def watch(self, steps: Iterable[Step]) -> Iterator[Step]:
-        """The same steps, of one epoch; the first of each window has the next one fetched."""
+        """The same steps, of one epoch; notes what is to be fetched once the first of each window is made."""
         order = self._sequence.order
         for step in steps:
             positions, _ = step.of_rank(self._rank)
             lane, window = int(positions[-1]) % order.lanes, int(positions[-1]) // order.lanes // order.window
-            if (lane, window) not in self._begun:
-                self._begun.add((lane, window))
+            if (lane, window) not in self._planned:
+                self._planned.add((lane, window))
                 epoch = (step.count - 1) // self._sequence.num_samples
-                for shard, first, stop in order.stretch(lane, window + 1, epoch):
-                    self._threads.submit(self._fetch, (lane, window + 1), shard, first, stop)
+                self._due.append((step.count, (lane, window), order.stretch(lane, window + 1, epoch)))
             yield step
+
+    def made(self, consumed: int) -> None:
+        """Begins to fetch what is due: no earlier, so that the first batches have the line to themselves."""
+        while self._due and self._due[0][0] <= consumed and not self._closed.is_set():
+            with suppress(IndexError):  # another thread may have been quicker
+                _, (lane, window), stretch = self._due.popleft()
+                self._made.add((lane, window))
+                for shard, first, stop in stretch:
+                    self._threads.submit(self._fetch, (lane, window + 1), shard, first, stop)
 
     def close(self) -> None:
         """Ends all threads; a read that is under way is given up."""
@@ -74,6 +85,6 @@ class WindowPrefetch:
             offsets, sizes = rows.column("audio_offset"), rows.column("audio_size")
             end = offsets[stop - 1].as_py() + sizes[stop - 1].as_py()
             for offset in range(offsets[first].as_py(), end, _PIECE):
-                if window in self._begun or self._closed.is_set():
+                if window in self._made or self._closed.is_set():
                     return
                 self._reader.keep(shard, offset, min(_PIECE, end - offset))
