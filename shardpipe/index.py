@@ -35,7 +35,9 @@ __all__ = ["MANIFEST", "SHARD_LIST", "Index", "ShardInfo", "Totals", "stage_inde
 
 SHARD_LIST = "shards.list"
 
-_OPEN_PARTS = 16  # a parsed footer of 512 row groups takes about 6 MB
+# A parsed footer of 512 row groups takes about 6 MB, and one that is parsed again and again leaves the heap in holes:
+# walking through 20,000 shards with room for too few, a process grows without end.
+_OPEN_PARTS = 64
 
 
 class Index:
