@@ -222,6 +222,15 @@ class ShardLoader:
                 prefetch.made(work.consumed)
             return copier.send(batch) if copier else batch, skipped
 
+        def reads(work: Work) -> list[Callable[[], dict[int, Payload]]]:
+            """Those of a batch that are worth beginning ahead of its decoding: where each takes a round trip."""
+            if parallel == 1:
+                return []
+            if prefetch is not None:
+                prefetch.begun(work.consumed)
+            pieces = coalesce(work.rows, self._reader.missing(work.rows))
+            return [partial(self._reader.fetch, piece, work.rows) for piece in pieces]
+
         parallel = self._reader.store.parallel
         stack.callback(close, self._reader.store)
         steps = self._steps()
@@ -233,7 +242,7 @@ class ShardLoader:
                 steps = stack.enter_context(closing(prefetch)).watch(steps)
         pipeline = Pipeline(
             works(self._sequence, steps, self._rank),
-            reads=self._reads if parallel > 1 else lambda _: [],
+            reads=reads,
             make=made,
             size=self._make.size,
             threads=self._threads,
@@ -242,11 +251,6 @@ class ShardLoader:
             most_bytes=self._prefetch_bytes,
         )
         return stack.enter_context(closing(pipeline))
-
-    def _reads(self, work: Work) -> list[Callable[[], dict[int, Payload]]]:
-        """The reads of a batch that are worth beginning ahead of its decoding."""
-        pieces = coalesce(work.rows, self._reader.missing(work.rows))
-        return [partial(self._reader.fetch, piece, work.rows) for piece in pieces]
 
     def _consume(self, count: int, *, delivered: int) -> None:
         self.num_excluded += count - self._consumed - delivered

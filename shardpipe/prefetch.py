@@ -20,7 +20,7 @@ from shardpipe.store import abandon_when
 
 __all__ = ["WindowPrefetch", "has_room"]
 
-_PIECE = 8 << 20
+_PIECE = 4 << 20
 """Bytes of a read: a round trip is then short beside it."""
 _THREADS = 4
 _RANKS = 8
@@ -47,8 +47,10 @@ class WindowPrefetch:
         self._reader = reader
         self._rank = rank
         self._planned: set[tuple[int, int]] = set()
-        self._made: set[tuple[int, int]] = set()
+        self._reached: set[tuple[int, int]] = set()
+        self._starts: deque[tuple[int, tuple[int, int]]] = deque()
         self._due: deque[tuple[int, tuple[int, int], list[tuple[int, int, int]]]] = deque()
+        self._lock = threading.Lock()
         self._closed = threading.Event()
         self._threads = ThreadPoolExecutor(_THREADS, "shardpipe", abandon_when, (self._closed,))
 
@@ -61,15 +63,22 @@ class WindowPrefetch:
             if (lane, window) not in self._planned:
                 self._planned.add((lane, window))
                 epoch = (step.count - 1) // self._sequence.num_samples
+                self._starts.append((step.count, (lane, window)))
                 self._due.append((step.count, (lane, window), order.stretch(lane, window + 1, epoch)))
             yield step
 
+    def begun(self, consumed: int) -> None:
+        """From this count on samples are read one by one, if they are not there yet: what is left of their windows is
+        theirs to read.
+        """
+        while self._starts and self._starts[0][0] <= consumed:
+            self._reached.add(self._starts.popleft()[1])
+
     def made(self, consumed: int) -> None:
         """Begins to fetch what is due: no earlier, so that the first batches have the line to themselves."""
-        while self._due and self._due[0][0] <= consumed and not self._closed.is_set():
-            with suppress(IndexError):  # another thread may have been quicker
+        with self._lock:
+            while self._due and self._due[0][0] <= consumed:
                 _, (lane, window), stretch = self._due.popleft()
-                self._made.add((lane, window))
                 for shard, first, stop in stretch:
                     self._threads.submit(self._fetch, (lane, window + 1), shard, first, stop)
 
@@ -85,6 +94,6 @@ class WindowPrefetch:
             offsets, sizes = rows.column("audio_offset"), rows.column("audio_size")
             end = offsets[stop - 1].as_py() + sizes[stop - 1].as_py()
             for offset in range(offsets[first].as_py(), end, _PIECE):
-                if window in self._made or self._closed.is_set():
+                if window in self._reached or self._closed.is_set():
                     return
                 self._reader.keep(shard, offset, min(_PIECE, end - offset))

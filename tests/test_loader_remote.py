@@ -128,9 +128,10 @@ def test_bytes_damaged_on_their_way_are_read_again(data: Path, expected: list[Ba
     damaged: set[bytes] = set()
 
     def once(body: bytes) -> bytes:
-        if body[:4] not in (b"RIFF", b"fLaC") or body in damaged:
+        begin = body[:400]  # one read may bring several payloads, and is then repeated for the first alone
+        if body[:4] not in (b"RIFF", b"fLaC") or begin in damaged:
             return body
-        damaged.add(body)
+        damaged.add(begin)
         return body[:500] + bytes([body[500] ^ 1]) + body[501:]
 
     store = FailingStore(far(data), lambda number: once if number % 5 == 0 else None)
