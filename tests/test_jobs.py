@@ -76,9 +76,9 @@ def test_a_script_without_a_guard_is_told_of_it(tmp_path: Path) -> None:
     script.write_text("from shardpipe.jobs import in_order\nprint(list(in_order(sorted, [[1], [2]], jobs=2)))\n")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    last = done.stderr.splitlines()[-1]
-    assert "a worker process died" in last
-    assert 'lacks `if __name__ == "__main__":`' in last
+    # Python's own resource tracker may have a word to say after it.
+    (told,) = [line for line in done.stderr.splitlines() if "a worker process died" in line]
+    assert 'lacks `if __name__ == "__main__":`' in told
     script.write_text(
         "from shardpipe.jobs import in_order\nif __name__ == '__main__':\n"
         "    print(list(in_order(sorted, [[1], [2]], jobs=2)))\n"
