@@ -97,7 +97,7 @@ def test_a_cache_of_a_folder(data: Path, expected: list[Batch], tmp_path: Path) 
 def test_the_next_window_is_fetched_in_large_reads(data: Path, expected: list[Batch], tmp_path: Path) -> None:
     store = far(data)
     batches = []
-    for batch in ShardLoader(store, **PLAN, cache_dir=tmp_path, prefetch=1, threads=1):
+    for batch in ShardLoader(store, **PLAN, cache_dir=tmp_path, prefetch=1, threads=1, prefetch_bytes=1):
         batches.append(batch)
         reads = -1  # the loop computes until nothing more is fetched ahead
         while reads < len(store.reads):
