@@ -10,7 +10,7 @@ from shardpipe.errors import StoreError
 from shardpipe.store.faults import may_pass, told_fault
 from shardpipe.store.redact import safe_cause, scrub
 
-__all__ = ["Stat", "Store", "as_store_error", "close", "whole"]
+__all__ = ["Over", "Stat", "Store", "as_store_error", "close", "whole"]
 
 
 class Stat(NamedTuple):
@@ -39,6 +39,24 @@ class Store(Protocol):
 
     def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         """`length` bytes of `name` from `offset`, the rest of it if None. Raises StoreError, on a short read too."""
+
+
+class Over:
+    """What a store that stands before another one passes on."""
+
+    def __init__(self, inner: Store) -> None:
+        self._inner = inner
+
+    @property
+    def url(self) -> str:
+        return self._inner.url
+
+    @property
+    def parallel(self) -> int:
+        return self._inner.parallel
+
+    def close(self) -> None:
+        close(self._inner)
 
 
 def close(store: Store) -> None:

@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import threading
 
-from shardpipe.store.base import Stat, Store, close
+from shardpipe.store.base import Over, Stat, Store
 
 __all__ = ["CountingStore"]
 
 
-class CountingStore:
+class CountingStore(Over):
     """A store that notes every read of another one, so that a test can say which bytes were touched."""
 
     def __init__(self, inner: Store) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._lock = threading.Lock()
         self.reads: list[tuple[str, int, int]] = []
         """(name, offset, bytes) of every read so far."""
         self.stats = 0
         """Calls of `stat` so far."""
-
-    @property
-    def url(self) -> str:
-        return self._inner.url
-
-    @property
-    def parallel(self) -> int:
-        return self._inner.parallel
-
-    def close(self) -> None:
-        close(self._inner)
 
     def stat(self, name: str) -> Stat:
         with self._lock:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable
 from itertools import count
 
-from shardpipe.store.base import Stat, Store, as_store_error, close, whole
+from shardpipe.store.base import Over, Stat, Store, as_store_error, whole
 
 __all__ = ["FailingStore", "Fault"]
 
@@ -15,7 +15,7 @@ Fault = BaseException | Callable[[bytes], bytes] | None
 read (b"" for a stat) and returns what arrives instead, or raises; None does no harm."""
 
 
-class FailingStore:
+class FailingStore(Over):
     """Another store whose requests fail on schedule, for tests of what stands above.
 
     `schedule` says what becomes of request 0, 1, 2 and so on, in the order in which they come, `stat` and `read` alike:
@@ -26,20 +26,9 @@ class FailingStore:
     """
 
     def __init__(self, inner: Store, schedule: Callable[[int], Fault] | Iterable[Fault]) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._faults = map(schedule, count()) if callable(schedule) else iter(schedule)
         self._lock = threading.Lock()
-
-    @property
-    def url(self) -> str:
-        return self._inner.url
-
-    @property
-    def parallel(self) -> int:
-        return self._inner.parallel
-
-    def close(self) -> None:
-        close(self._inner)
 
     def stat(self, name: str) -> Stat:
         with as_store_error(f"{self.url}/{name}"):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from shardpipe.errors import StoreError, check
-from shardpipe.store.base import Stat, Store, close
+from shardpipe.store.base import Over, Stat, Store
 from shardpipe.store.stopping import abandoned, pause
 
 __all__ = ["Retry", "RetryingStore", "attempted"]
@@ -91,26 +91,15 @@ def _final(error: StoreError, attempts: int) -> StoreError:
     return final
 
 
-class RetryingStore:
+class RetryingStore(Over):
     """A store that asks another one again where a fault may pass."""
 
     def __init__(self, inner: Store, retry: Retry) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._retry = retry
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
-
-    @property
-    def url(self) -> str:
-        return self._inner.url
-
-    @property
-    def parallel(self) -> int:
-        return self._inner.parallel
-
-    def close(self) -> None:
-        close(self._inner)
 
     def stat(self, name: str) -> Stat:
         return attempted(lambda: self._inner.stat(name), self._retry)
