@@ -248,7 +248,9 @@ def _lock(path: str) -> int:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | FOREIGN_SAFE, 0o666)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return lock
+            if os.fstat(lock).st_nlink:
+                return lock
+            os.close(lock)  # removed since it was opened: the next process to come would lock another file
         except BlockingIOError:
             os.close(lock)
         except OSError:

@@ -486,15 +486,19 @@ def test_a_cleared_folder_is_filled_again(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(leases(folder)) == 1
 
 
-def test_a_lock_that_was_removed_while_we_waited_for_it_is_none(tmp_path: Path) -> None:
-    cache = ShardCache(tmp_path, 8 * MIB)
-    writer = threading.Thread(target=cache.write, args=(shard_of(1), 0, b"abc"))
-    with open(tmp_path / "lock") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        writer.start()
-        time.sleep(0.1)
-        (tmp_path / "lock").unlink()
-    writer.join()
+def test_a_lock_that_was_removed_once_opened_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, flock = ShardCache(tmp_path, 8 * MIB), fcntl.flock
+    removed: list[Path] = []
+
+    def removes_it_first(descriptor: int, operation: int) -> None:
+        if not removed:
+            removed.append(tmp_path / "lock")
+            removed[0].unlink()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", removes_it_first)
+    cache.write(shard_of(1), 0, b"abc")
+    assert removed
     assert (tmp_path / "lock").exists()
     assert cache.read(shard_of(1), 0, 3) == b"abc"
 
