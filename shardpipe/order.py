@@ -14,7 +14,7 @@ import numpy.typing as npt
 from shardpipe.bijection import SHARDS, WINDOW, Words, hash_key, permute, unpermute
 from shardpipe.errors import ConfigError
 
-__all__ = ["Ints", "Order", "default_lanes"]
+__all__ = ["Ints", "Order", "by_shard", "default_lanes"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -204,6 +204,13 @@ class _Cells:
         # Shards of very unequal size crowd in one cell.
         rank[behind] = np.searchsorted(self._ends, axis[behind], side="right")
         return rank
+
+
+def by_shard(shards: Ints) -> dict[int, Ints]:
+    """Where each shard comes in `shards`, as indices into it; the shards in rising order."""
+    grouped = np.argsort(shards, kind="stable")
+    present, first = np.unique(shards[grouped], return_index=True)
+    return dict(zip(present.tolist(), np.split(grouped, first[1:])))
 
 
 def _chunks(size: int) -> list[slice]:

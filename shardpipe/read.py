@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
 import numpy.typing as npt
 from isal.isal_zlib import crc32  # zlib's, by the carry-less multiplication of the processor: seven times as fast
 
@@ -19,7 +18,7 @@ from shardpipe.audio import decode_into
 from shardpipe.cache import ShardCache
 from shardpipe.errors import AudioError, ShardError, ShardpipeError, StoreError
 from shardpipe.index import Index, ShardInfo
-from shardpipe.order import Ints
+from shardpipe.order import Ints, by_shard
 from shardpipe.store import Stat, Store, shown_in
 
 __all__ = ["ByteRange", "Payload", "Reader", "SampleRow", "coalesce", "decode_row", "extras_of", "rows_of"]
@@ -64,11 +63,10 @@ Payload: TypeAlias = bytes | memoryview | ShardError
 
 def rows_of(index: Index, shards: Ints, places: Ints) -> list[SampleRow]:
     """The rows of samples given by shard number and index in the shard."""
-    by_shard = np.argsort(shards, kind="stable")
-    present, first = np.unique(shards[by_shard], return_index=True)
-    index.load_ahead(present.tolist())
+    found = by_shard(shards)
+    index.load_ahead(found)
     rows: dict[int, SampleRow] = {}
-    for shard, here in zip(present.tolist(), np.split(by_shard, first[1:])):
+    for shard, here in found.items():
         batch, wanted, name = index.rows(shard), places[here], index.shards[shard].name
         numbers = [batch.column(field).to_numpy()[wanted].tolist() for field in _NUMBERS]
         strings: list[Any] = [batch.column(field).take(wanted).to_pylist() for field in _STRINGS]

@@ -15,7 +15,7 @@ import numpy as np
 from shardpipe.bijection import ALGORITHM
 from shardpipe.errors import ConfigError, ResumeMismatch
 from shardpipe.index import Index
-from shardpipe.order import Ints, Order, default_lanes
+from shardpipe.order import Ints, Order, by_shard, default_lanes
 from shardpipe.plan import Batching, Floats, Plan, PlannedBatch, Step, steps
 
 __all__ = ["COUNT_MAX", "STATE_FORMAT", "WINDOW", "BatchSequence"]
@@ -111,11 +111,10 @@ class BatchSequence:
         """The samples' lengths in seconds, float64; reads each shard's lengths once."""
         shards, places = self.order.sample_at(positions, epoch)
         lengths = np.empty(len(positions))
-        by_shard = np.argsort(shards, kind="stable")
-        present, first = np.unique(shards[by_shard], return_index=True)
-        self.index.load_ahead(present.tolist(), seconds=True)
-        for shard, here in zip(present, np.split(by_shard, first[1:])):
-            lengths[here] = self.index.seconds(int(shard))[places[here]]
+        wanted = by_shard(shards)
+        self.index.load_ahead(wanted, seconds=True)
+        for shard, here in wanted.items():
+            lengths[here] = self.index.seconds(shard)[places[here]]
         return lengths
 
     def state(self, consumed: int) -> dict[str, Any]:
