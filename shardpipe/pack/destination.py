@@ -17,7 +17,7 @@ from shardpipe.index import MANIFEST
 from shardpipe.publish import flush, publish, writing
 from shardpipe.store import Stat, Store, open_store
 from shardpipe.store.upload import Uploads
-from shardpipe.store.urls import is_url
+from shardpipe.store.urls import is_url, local_path
 
 __all__ = ["JOB", "Destination", "destination_at"]
 
@@ -156,5 +156,5 @@ def destination_at(out: str | os.PathLike[str], staging: str | os.PathLike[str] 
     if not is_url(shown):
         if staging is not None:
             raise ConfigError("staging", os.fspath(staging), f"{shown} is a folder of this machine, which needs none")
-        return _Folder(Path(shown.removeprefix("file://")))
+        return _Folder(Path(local_path(shown)))
     return _Url(shown, Path(staging) if staging is not None else Path.home() / ".cache/shardpipe/packing")

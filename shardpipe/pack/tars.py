@@ -25,7 +25,7 @@ from shardpipe.publish import write_file
 from shardpipe.scan import Scan, inspect
 from shardpipe.shard import ShardReader
 from shardpipe.store import LocalStore, Store, open_store
-from shardpipe.store.urls import find_urls, is_url
+from shardpipe.store.urls import find_urls, is_url, local_path
 
 __all__ = ["IndexReport", "index_tars"]
 
@@ -154,7 +154,7 @@ def _expand(patterns: Iterable[str]) -> list[str]:
 
 
 def _find(pattern: str) -> list[str]:
-    path = pattern.removeprefix("file://")
+    path = local_path(pattern)
     matches = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else [path]  # noqa: PTH207
     if not matches:
         raise StoreError("no file matches", url=pattern, fix="Check the pattern, and quote it for the shell.")

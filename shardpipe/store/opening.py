@@ -7,6 +7,7 @@ import os
 from shardpipe.store.base import Store
 from shardpipe.store.local import LocalStore
 from shardpipe.store.remote import FsspecStore
+from shardpipe.store.urls import is_url, local_path
 
 __all__ = ["open_store"]
 
@@ -16,8 +17,4 @@ def open_store(data: str | os.PathLike[str] | Store) -> Store:
     if isinstance(data, Store):
         return data
     url = os.fspath(data)
-    if "://" not in url:
-        return LocalStore(url)
-    if url.startswith("file://"):
-        return LocalStore(url.removeprefix("file://"))
-    return FsspecStore(url)
+    return FsspecStore(url) if is_url(url) else LocalStore(local_path(url))

@@ -11,12 +11,17 @@ from shardpipe.errors import ConfigError, StoreError
 from shardpipe.store.base import Store, as_store_error
 from shardpipe.store.redact import shown_url
 
-__all__ = ["checked_url", "find_urls", "is_s3", "is_url", "scheme_of", "shown_in"]
+__all__ = ["checked_url", "find_urls", "is_s3", "is_url", "local_path", "scheme_of", "shown_in"]
 
 
 def is_url(place: str) -> bool:
     """Whether a place is named by a URL, not by a path of this machine."""
     return "://" in place and not place.startswith("file://")
+
+
+def local_path(place: str) -> str:
+    """The path of a place of this machine, written as such or as file://."""
+    return place.removeprefix("file://")
 
 
 def shown_in(store: Store, name: str) -> str:
