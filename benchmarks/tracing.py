@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import NamedTuple
 
-from shardpipe.store import Stat, Store
+from shardpipe.store import Over, Stat, Store
 
 __all__ = ["Request", "TracingStore", "payload_overlap", "round_trips"]
 
@@ -20,21 +20,13 @@ class Request(NamedTuple):
     ended: float
 
 
-class TracingStore:
+class TracingStore(Over):
     """Requests, a `stat` being one of 0 bytes, in the order in which they ended."""
 
     def __init__(self, inner: Store) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._lock = threading.Lock()
         self.requests: list[Request] = []
-
-    @property
-    def url(self) -> str:
-        return self._inner.url
-
-    @property
-    def parallel(self) -> int:
-        return self._inner.parallel
 
     def stat(self, name: str) -> Stat:
         begun = monotonic()

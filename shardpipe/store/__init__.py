@@ -3,7 +3,7 @@
 A store is rooted at a dataset's folder; names are relative to it, as the manifest writes them, or absolute.
 """
 
-from shardpipe.store.base import Stat, Store, close
+from shardpipe.store.base import Over, Stat, Store, close
 from shardpipe.store.counting import CountingStore
 from shardpipe.store.failing import FailingStore, Fault
 from shardpipe.store.local import LocalStore
@@ -21,6 +21,7 @@ __all__ = [
     "Fault",
     "FsspecStore",
     "LocalStore",
+    "Over",
     "Retry",
     "RetryingStore",
     "SlowStore",

@@ -8,12 +8,12 @@ import threading
 import time
 from typing import Any
 
-from shardpipe.store.base import Stat, Store, close
+from shardpipe.store.base import Over, Stat, Store
 
 __all__ = ["SharedLine", "SlowStore"]
 
 
-class SlowStore:
+class SlowStore(Over):
     """Another store behind a line: every request waits `latency_seconds`, any number of them at once, and what is read
     then comes through a line of `bytes_per_second`, which all reads under way share equally (in every process anew).
 
@@ -24,22 +24,19 @@ class SlowStore:
     def __init__(
         self, inner: Store, latency_seconds: float, bytes_per_second: float = math.inf, *, parallel: int = 64
     ) -> None:
-        self.parallel = parallel
-        self._inner = inner
+        super().__init__(inner)
+        self._parallel = parallel
         self._latency = latency_seconds
         self._rate = bytes_per_second
         self._line = SharedLine(bytes_per_second)
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _open, (self._inner, self._latency, self._rate, self.parallel)
+        return _open, (self._inner, self._latency, self._rate, self._parallel)
 
     @property
-    def url(self) -> str:
-        return self._inner.url
-
-    def close(self) -> None:
-        close(self._inner)
+    def parallel(self) -> int:
+        return self._parallel
 
     def stat(self, name: str) -> Stat:
         answered = time.monotonic() + self._latency
