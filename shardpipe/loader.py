@@ -216,6 +216,16 @@ class ShardLoader:
         maker = replace(self._make, empty=pinned if direct else Arena(self._prefetch_bytes).empty)
         make: Make = stack.enter_context(closing(Workers(self._workers, maker))) if self._workers else maker
 
+        parallel = self._reader.store.parallel
+        stack.callback(close, self._reader.store)
+        steps = self._steps()
+        prefetch = None
+        if self._cache is not None:
+            stack.enter_context(closing(self._cache))
+            if parallel > 1 and has_room(self._sequence, self._world_size, self._cache.limit_bytes):
+                prefetch = WindowPrefetch(self._sequence, self._reader, self._rank)
+                steps = stack.enter_context(closing(prefetch)).watch(steps)
+
         def made(work: Work, fetched: list[dict[int, Payload]]) -> tuple[Any, list[Skipped]]:
             batch, skipped = make(work, {i: payload for some in fetched for i, payload in some.items()})
             if prefetch is not None:
@@ -231,15 +241,6 @@ class ShardLoader:
             pieces = coalesce(work.rows, self._reader.missing(work.rows))
             return [partial(self._reader.fetch, piece, work.rows) for piece in pieces]
 
-        parallel = self._reader.store.parallel
-        stack.callback(close, self._reader.store)
-        steps = self._steps()
-        prefetch = None
-        if self._cache is not None:
-            stack.enter_context(closing(self._cache))
-            if parallel > 1 and has_room(self._sequence, self._world_size, self._cache.limit_bytes):
-                prefetch = WindowPrefetch(self._sequence, self._reader, self._rank)
-                steps = stack.enter_context(closing(prefetch)).watch(steps)
         pipeline = Pipeline(
             works(self._sequence, steps, self._rank),
             reads=reads,
