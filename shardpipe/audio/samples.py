@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, TypeAlias
 
+import miniaudio
 import numpy as np
 import numpy.typing as npt
 
@@ -14,15 +15,25 @@ __all__ = ["resample", "to_float32", "to_int16", "to_mono"]
 
 _Array: TypeAlias = npt.NDArray[Any]
 
+_ffi: Any = miniaudio.ffi
+_lib: Any = miniaudio.lib
+
 # torchaudio tabulates its filter for every phase of the two rates in lowest terms: this many numbers take 0.6 GB.
 _FILTER_MAX = 1 << 24
 
 
-def to_float32(audio: _Array) -> npt.NDArray[np.float32]:
-    """int16 divided by 32768, exactly; floating point as float32. Any shape; never the array given, if int16."""
-    out = audio.astype(np.float32, copy=audio.dtype == np.int16)
-    if audio.dtype == np.int16:
-        out *= np.float32(1 / 32768)
+def to_float32(audio: _Array, out: _Array | None = None) -> npt.NDArray[np.float32]:
+    """int16 divided by 32768, exactly, in `out` if it is given; floating point as float32, which takes no `out`.
+
+    Any shape; never the array given, if int16.
+    """
+    if audio.dtype != np.int16:
+        return audio.astype(np.float32, copy=False)
+    if out is None:
+        out = np.empty(audio.shape, np.float32)
+    # numpy would go over the samples twice, once to convert and once to divide.
+    numbers, whole = _ffi.from_buffer(out, require_writable=True), _ffi.from_buffer(np.ascontiguousarray(audio))
+    _lib.ma_pcm_convert(numbers, _lib.ma_format_f32, whole, _lib.ma_format_s16, audio.size, _lib.ma_dither_mode_none)
     return out
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from shardpipe.audio.common import TORN, AudioInfo, Bytes, Samples, bounded, info_of
+from shardpipe.audio.samples import to_float32
 from shardpipe.audio.sndfile import decode_sndfile, probe_sndfile
 from shardpipe.errors import AudioError
 
@@ -126,9 +127,11 @@ def decode_wav_into(data: Bytes, out: Samples) -> bool:
     if wav.kind != (1, 16) or wav.block != 2 or wav.end - wav.begin != 2 * len(out):
         return False
     info_of("wav", data, len(out), wav.sample_rate, 1)
-    out[:] = np.frombuffer(data, "<i2", len(out), wav.begin)
+    samples = _pcm16(memoryview(data)[wav.begin : wav.end])
     if out.dtype == np.float32:
-        out *= np.float32(1 / 32768)  # a pass of its own: numpy multiplies what it must convert at half the speed
+        to_float32(samples, out)
+    else:
+        out[:] = samples
     return True
 
 
