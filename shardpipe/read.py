@@ -69,8 +69,10 @@ def rows_of(index: Index, shards: Ints, places: Ints) -> list[SampleRow]:
     for shard, here in found.items():
         batch, wanted, name = index.rows(shard), places[here], index.shards[shard].name
         numbers = [batch.column(field).to_numpy()[wanted].tolist() for field in _NUMBERS]
-        strings: list[Any] = [batch.column(field).take(wanted).to_pylist() for field in _STRINGS]
-        for i, place, *values in zip(here.tolist(), wanted.tolist(), *numbers, *strings):
+        chosen = wanted.tolist()
+        # One by one: Arrow's own selection lets go of the GIL, and those who decode would have it for every column.
+        strings: list[Any] = [[column[place].as_py() for place in chosen] for column in map(batch.column, _STRINGS)]
+        for i, place, *values in zip(here.tolist(), chosen, *numbers, *strings):
             rows[i] = SampleRow(shard, place, name, *values)
     return [rows[i] for i in range(len(rows))]
 
