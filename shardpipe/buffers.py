@@ -7,6 +7,7 @@ PCM audio that takes as long as the decoding. Here it all comes from one arena.
 from __future__ import annotations
 
 import mmap
+import os
 import threading
 from collections import deque
 from typing import Any
@@ -30,6 +31,7 @@ class Arena:
 
     def __init__(self, size: int) -> None:
         self._given = size
+        self.process = os.getpid()
         # Private: processes that were forked from one another must not write to the same batch.
         self._memory = mmap.mmap(-1, self._reserved(size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):

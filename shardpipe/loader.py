@@ -132,6 +132,7 @@ class ShardLoader:
         self._workers = workers
         self._prefetch = max(prefetch, self._threads)
         self._prefetch_bytes = prefetch_bytes
+        self._arena: Arena | None = None
         self._cache = None if cache_dir is None else ShardCache(cache_dir, cache_bytes)
         self._reader = Reader(index.store, index.shards, self._cache)
         self._make = Maker(
@@ -211,9 +212,8 @@ class ShardLoader:
         self, stack: ExitStack, copier: CudaCopier | None
     ) -> Pipeline[Work, dict[int, Payload], tuple[Any, list[Skipped]]]:
         """What reads, decodes and copies ahead, until `stack` is unwound."""
-        # Memory of its own for every loop: what one has lent is never another's, in a forked process least of all.
         direct = self._device is not None and not self._workers
-        maker = replace(self._make, empty=pinned if direct else Arena(self._prefetch_bytes).empty)
+        maker = replace(self._make, empty=pinned if direct else self._memory().empty)
         make: Make = stack.enter_context(closing(Workers(self._workers, maker))) if self._workers else maker
 
         parallel = self._reader.store.parallel
@@ -252,6 +252,13 @@ class ShardLoader:
             most_bytes=self._prefetch_bytes,
         )
         return stack.enter_context(closing(pipeline))
+
+    def _memory(self) -> Arena:
+        """What batches are made in, kept from loop to loop: the system takes a while to give so much."""
+        if self._arena is None or self._arena.process != os.getpid():
+            # In a forked process: a thread that lives on in the parent alone may hold the lock of the parent's.
+            self._arena = Arena(self._prefetch_bytes)
+        return self._arena
 
     def _consume(self, count: int, *, delivered: int) -> None:
         self.num_excluded += count - self._consumed - delivered
