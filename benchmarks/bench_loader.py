@@ -81,11 +81,13 @@ class Contest:
         self.figures: dict[str, list[float]] = {}
 
     def run(self, peers: list[Peer], seconds: float, *, with_decoder_alone: bool) -> None:
-        entries = [(SHARDPIPE, SHARDPIPE.settings[0])]
-        for peer in peers:
+        entries: list[tuple[Peer, str]] = []
+        for peer in (SHARDPIPE, *peers):
             try:
                 setting, said = best_setting(peer, self.corpus, self.decoder, seconds)
             except ChildFailed as error:
+                if peer is SHARDPIPE:
+                    raise
                 self.faults[peer.name] = str(error).splitlines()[-1]
                 continue
             self.tried.append(f"{peer.name}: {said}")
@@ -94,7 +96,7 @@ class Contest:
             measures: Measures = {}
             for peer, setting in entries:
                 child = children.enter_context(peer.start(self.corpus, setting=setting, decoder=self.decoder))
-                self.settings[peer.name] = "" if peer is SHARDPIPE else setting
+                self.settings[peer.name] = setting
                 measure = partial(self._epoch, peer.name, child)
                 measure()  # page cache, worker processes and libraries are warm after a first pass
                 measures[peer.name] = measure

@@ -69,7 +69,13 @@ def _torch(name: str, module: str, source: str, settings: tuple[str, ...] = _PRO
     return Peer(name=name, module=module, environment="env-torch", settings=settings, source=source)
 
 
-SHARDPIPE = Peer(name="shardpipe", module="shardpipe", environment=None, settings=("0 threads",), source="tars")
+SHARDPIPE = Peer(
+    name="shardpipe",
+    module="shardpipe",
+    environment=None,
+    settings=(*_THREADS[1:3], *_PROCESSES[2:]),
+    source="tars",
+)
 PEERS = (
     _torch("torch DataLoader, loose files", "torch", "files"),
     _torch("webdataset", "webdataset", "tars"),

@@ -15,7 +15,7 @@ from shardpipe.errors import AudioError, ShardError, check
 from shardpipe.read import Payload, Reader, SampleRow, decode_row, extras_of
 from shardpipe.work import Work
 
-__all__ = ["Batch", "Collate", "Maker", "Sample", "Skipped", "Transform"]
+__all__ = ["Batch", "Collate", "Maker", "Padded", "Sample", "Skipped", "Transform", "finished"]
 
 Transform = Callable[["Sample", np.random.Generator], "Sample"]
 Collate = Callable[[list["Sample"]], Any]
@@ -55,6 +55,20 @@ class Batch:
     """Of the run, all ranks together, after this step."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Padded:
+    """What a Batch is made of, as it travels between processes."""
+
+    audio: npt.NDArray[Any] | tuple[int, ...]
+    """[B, T]; its shape if it lies in memory that the processes share."""
+    lengths: list[int]
+    weights: list[float]
+    keys: list[str]
+    texts: list[str]
+    extras: list[dict[str, Any]]
+    sample_rate: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Skipped:
     """A sample that could not be decoded under on_error="skip": silence of weight 0 took its place."""
@@ -66,7 +80,9 @@ class Skipped:
 
 @dataclass(frozen=True, kw_only=True)
 class Maker:
-    """Makes batches; holds no state between them but idle memory, so any thread or process may make any of them."""
+    """Makes batches, Padded or as `collate` has them; holds no state between them, so any thread or process may make
+    any of them.
+    """
 
     reader: Reader
     seed: int
@@ -89,14 +105,14 @@ class Maker:
                 sample = self._transformed(self.transform, sample, work.epoch, work.ordinals[i])
             samples[i] = sample if work.real else replace(sample, weight=0.0)
         ordered = [samples[i] for i in range(len(samples))]
-        return self.collate(ordered) if self.collate else self._padded(ordered, work), skipped
+        return self.collate(ordered) if self.collate else self._padded(ordered), skipped
 
     def size(self, work: Work) -> int:
         """Bytes of a batch's payloads and of its padded audio."""
         frames = len(work.rows) * max(row.frames for row in work.rows)
         return sum(row.audio_size for row in work.rows) + frames * np.dtype(self.dtype).itemsize
 
-    def _straight(self, work: Work, fetched: Mapping[int, Payload], skipped: list[Skipped]) -> Batch:
+    def _straight(self, work: Work, fetched: Mapping[int, Payload], skipped: list[Skipped]) -> Padded:
         """Decodes into the padded batch itself."""
         rows = work.rows
         rates = {row.sample_rate for row in rows}
@@ -108,9 +124,8 @@ class Maker:
             if not self._decoded(rows[i], payload, audio[i, :frames], work.epoch, skipped):
                 weights[i] = 0.0
             _silence(audio[i, frames:])
-        return _batch(
-            work,
-            audio,
+        return Padded(
+            audio=audio,
             lengths=[row.frames for row in rows],
             weights=weights,
             keys=[row.key for row in rows],
@@ -153,7 +168,7 @@ class Maker:
             error.add_note(f"This came from the transform, for the sample {sample.key!r} in epoch {epoch}.")
             raise
 
-    def _padded(self, samples: list[Sample], work: Work) -> Batch:
+    def _padded(self, samples: list[Sample]) -> Padded:
         _check_rates({sample.sample_rate for sample in samples})
         lengths = [len(sample.audio) for sample in samples]
         audio = self.empty((len(samples), max(lengths)), self.dtype)
@@ -167,9 +182,8 @@ class Maker:
                 )
             row[: len(sample.audio)] = sample.audio
             _silence(row[len(sample.audio) :])
-        return _batch(
-            work,
-            audio,
+        return Padded(
+            audio=audio,
             lengths=lengths,
             weights=[sample.weight for sample in samples],
             keys=[sample.key for sample in samples],
@@ -188,12 +202,19 @@ def _check_rates(rates: set[int]) -> None:
     check("sample_rate", rates, len(rates) == 1, "a batch must have one: pack with --sample-rate, or transform to one")
 
 
-def _batch(work: Work, audio: npt.NDArray[Any], *, lengths: list[int], weights: list[float], **others: Any) -> Batch:
+def finished(work: Work, made: Any) -> Any:
+    """A Batch of what is Padded; what `collate` has made as it is."""
+    if not isinstance(made, Padded):
+        return made
+    assert isinstance(made.audio, np.ndarray)
     return Batch(
-        audio=torch.from_numpy(audio),
-        lengths=torch.tensor(lengths, dtype=torch.int64),
-        weights=torch.tensor(weights, dtype=torch.float32),
+        audio=torch.from_numpy(made.audio),
+        lengths=torch.tensor(made.lengths, dtype=torch.int64),
+        weights=torch.tensor(made.weights, dtype=torch.float32),
+        keys=made.keys,
+        texts=made.texts,
+        extras=made.extras,
+        sample_rate=made.sample_rate,
         epoch=work.epoch,
         consumed_samples=work.consumed,
-        **others,
     )

@@ -1,21 +1,24 @@
 """Memory for padded batches, used again once nobody holds it.
 
 Fresh memory costs a page fault every few KiB when it is first written to, and is given back with as much trouble: for
-PCM audio that takes as long as the decoding. Here it all comes from one arena.
+PCM audio that takes as long as the decoding. Here it all comes from one arena, which processes may share.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import tempfile
 import threading
 from collections import deque
+from functools import partial
+from multiprocessing.reduction import DupFd
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Arena"]
+__all__ = ["Arena", "Place", "SharedBytes"]
 
 _ALIGNMENT = 4096
 _MOST = 1 << 32
@@ -29,11 +32,17 @@ class Arena:
     free again when the last view of it is gone, whoever held it: a tensor, a slice, a list. Safe for threads.
     """
 
-    def __init__(self, size: int) -> None:
-        self._given = size
+    def __init__(self, size: int, *, shared: bool = False) -> None:
+        self._size = size
+        self._shared = shared
         self.process = os.getpid()
-        # Private: processes that were forked from one another must not write to the same batch.
-        self._memory = mmap.mmap(-1, self._reserved(size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        reserved = -(-min(size, _MOST) // _ALIGNMENT) * _ALIGNMENT
+        if shared:
+            self.shared = SharedBytes(reserved)
+            self._memory = self.shared.memory
+        else:
+            # Private: processes that were forked from one another must not write to the same batch.
+            self._memory = mmap.mmap(-1, reserved, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             self._memory.madvise(mmap.MADV_HUGEPAGE)
         self._lock = threading.Lock()
@@ -42,7 +51,7 @@ class Arena:
         self._returned: deque[tuple[int, int]] = deque()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Arena, (self._given,)
+        return partial(Arena, shared=self._shared), (self._size,)
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
         """An array with whatever was in its memory before."""
@@ -54,9 +63,11 @@ class Arena:
         lent = _Lent(self, start, size)
         return np.asarray(lent).view(dtype).reshape(shape)
 
-    @staticmethod
-    def _reserved(size: int) -> int:
-        return -(-min(size, _MOST) // _ALIGNMENT) * _ALIGNMENT
+    def start(self, array: npt.NDArray[Any]) -> int | None:
+        """Where an array that was lent begins, in bytes from the arena's beginning; None if it came from elsewhere."""
+        first = np.frombuffer(self._memory, np.uint8, 1)
+        start = _address(array) - _address(first)
+        return start if 0 <= start < len(self._memory) else None
 
     def _take(self, size: int) -> int | None:
         with self._lock:
@@ -94,3 +105,56 @@ class _Lent:
 
     def __del__(self) -> None:
         self._arena._return(self._start, len(self._bytes))
+
+
+class SharedBytes:
+    """Memory that this process shares with those that it starts, to which it travels; no file system shows it."""
+
+    def __init__(self, size: int, descriptor: int | None = None) -> None:
+        self._size = size
+        if descriptor is None:
+            descriptor = _nameless_file()
+            os.ftruncate(descriptor, size)
+        self._descriptor = descriptor
+        self.memory = mmap.mmap(descriptor, size)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _map_shared, (self._size, DupFd(self._descriptor))
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+
+class Place:
+    """Bytes that another process has lent this one, for one array."""
+
+    def __init__(self, shared: SharedBytes, start: int | None, size: int) -> None:
+        self._shared = shared
+        self._start = start
+        self._size = size
+        self.array: npt.NDArray[Any] | None = None
+        """What lies there."""
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
+        """An array with whatever was there before; from elsewhere if it does not fit."""
+        items = int(np.prod(shape, dtype=np.int64))
+        if self._start is None or items * np.dtype(dtype).itemsize > self._size:
+            return np.empty(shape, dtype)
+        self.array = np.frombuffer(self._shared.memory, dtype, items, self._start).reshape(shape)
+        return self.array
+
+
+def _map_shared(size: int, descriptor: Any) -> SharedBytes:
+    return SharedBytes(size, descriptor.detach())
+
+
+def _nameless_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("shardpipe")  # not in /dev/shm, which containers keep small
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def _address(array: npt.NDArray[Any]) -> int:
+    return int(array.__array_interface__["data"][0])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 
-from shardpipe.batch import Batch, Collate, Maker, Sample, Skipped, Transform
+from shardpipe.batch import Batch, Collate, Maker, Sample, Skipped, Transform, finished
 from shardpipe.buffers import Arena
 from shardpipe.cache import ShardCache
 from shardpipe.device import CudaCopier, cuda_device, pinned
@@ -33,8 +33,6 @@ from shardpipe.work import Work, works
 from shardpipe.workers import Workers
 
 __all__ = ["Batch", "Sample", "ShardLoader", "Skipped"]
-
-Make = Callable[[Work, Mapping[int, Payload]], tuple[Any, list[Skipped]]]
 
 # More rarely decode faster than one process trains, and there is a process for every GPU.
 _THREADS_MAX = 8
@@ -129,7 +127,6 @@ class ShardLoader:
         self._rank = rank
         self._world_size = world_size
         self._threads = workers or threads or min(_THREADS_MAX, _cores())
-        self._workers = workers
         self._prefetch = max(prefetch, self._threads)
         self._prefetch_bytes = prefetch_bytes
         self._arena: Arena | None = None
@@ -143,6 +140,7 @@ class ShardLoader:
             dtype=dtype,
             skip_errors=on_error == "skip",
         )
+        self._workers = Workers(workers, self._make, prefetch_bytes) if workers else None
         self._consumed = whole(resume_samples)
         self._iteration: object = None
         self.num_excluded = 0
@@ -212,10 +210,7 @@ class ShardLoader:
         self, stack: ExitStack, copier: CudaCopier | None
     ) -> Pipeline[Work, dict[int, Payload], tuple[Any, list[Skipped]]]:
         """What reads, decodes and copies ahead, until `stack` is unwound."""
-        direct = self._device is not None and not self._workers
-        maker = replace(self._make, empty=pinned if direct else self._memory().empty)
-        make: Make = stack.enter_context(closing(Workers(self._workers, maker))) if self._workers else maker
-
+        make = self._workers or replace(self._make, empty=pinned if self._device else self._memory().empty)
         parallel = self._reader.store.parallel
         stack.callback(close, self._reader.store)
         steps = self._steps()
@@ -227,7 +222,8 @@ class ShardLoader:
                 steps = stack.enter_context(closing(prefetch)).watch(steps)
 
         def made(work: Work, fetched: list[dict[int, Payload]]) -> tuple[Any, list[Skipped]]:
-            batch, skipped = make(work, {i: payload for some in fetched for i, payload in some.items()})
+            result, skipped = make(work, {i: payload for some in fetched for i, payload in some.items()})
+            batch = finished(work, result)
             if prefetch is not None:
                 prefetch.made(work.consumed)
             return copier.send(batch) if copier else batch, skipped

@@ -1,13 +1,30 @@
-"""Processes that make batches, for transforms that hold the GIL."""
+"""Processes that make batches, for transforms that hold the GIL.
+
+Each has a pipe of its own: work goes in, and out comes the batch but for its audio, which it puts into memory that it
+shares with this process. It ends with the pipe, however this process ends.
+"""
 
 from __future__ import annotations
 
+import os
+import pickle
+import signal
+import threading
+import traceback
+import weakref
 from collections.abc import Mapping
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
+from queue import SimpleQueue
 from typing import Any
 
-from shardpipe.batch import Maker, Skipped
+import numpy as np
+
+from shardpipe.batch import Maker, Padded, Skipped
+from shardpipe.buffers import Arena, Place, SharedBytes
 from shardpipe.errors import ShardpipeError
 from shardpipe.read import Payload
 from shardpipe.work import Work
@@ -16,37 +33,104 @@ __all__ = ["Workers"]
 
 
 class Workers:
-    """Calls `make` in processes; safe for threads, each of which waits for its own batch."""
+    """Calls `make` in `number` processes, begun with the first call and kept as long as this object lives.
 
-    def __init__(self, number: int, make: Maker) -> None:
-        # spawn: a fork would copy the locks of threads that do not live on in it.
-        self._pool = ProcessPoolExecutor(number, get_context("spawn"), _install, (make,))
+    The audio of their batches lies in an arena of `size` bytes. Safe for threads, each of which waits for its own
+    batch. Pickled or forked, it begins processes anew.
+    """
+
+    def __init__(self, number: int, make: Maker, size: int) -> None:
+        self._given = number, make, size
+        self._lock = threading.Lock()
+        self._pool: _Pool | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Workers, self._given
 
     def __call__(self, work: Work, fetched: Mapping[int, Payload]) -> tuple[Any, list[Skipped]]:
+        with self._lock:
+            if self._pool is None or self._pool.broken or self._pool.process != os.getpid():
+                self._pool = _Pool(*self._given)
+            pool = self._pool
+        return pool.make(work, fetched)
+
+
+class _Pool:
+    def __init__(self, number: int, make: Maker, size: int) -> None:
+        self.process = os.getpid()
+        self.broken = False
+        self._dtype = make.dtype
+        self._arena = Arena(size, shared=True)
+        self._idle: SimpleQueue[Connection] = SimpleQueue()
+        # spawn: a fork would copy the locks of threads that do not live on in it.
+        context = get_context("spawn")
+        for _ in range(number):
+            connection, end = context.Pipe()
+            context.Process(target=_serve, args=(end, make, self._arena.shared), daemon=True).start()
+            end.close()
+            self._idle.put(connection)
+            weakref.finalize(self, connection.close)
+
+    def make(self, work: Work, fetched: Mapping[int, Payload]) -> tuple[Any, list[Skipped]]:
         sent = {i: bytes(payload) if isinstance(payload, memoryview) else payload for i, payload in fetched.items()}
+        # Room for the batch unless a transform lengthens it.
+        room = self._arena.empty((len(work.rows), max(row.frames for row in work.rows)), self._dtype)
+        error, trace, made, skipped = self._ask(work, sent, self._arena.start(room), room.nbytes)
+        if error is not None:
+            raise error from _Trace(trace)
+        if isinstance(made, Padded) and isinstance(made.audio, tuple):
+            frames = made.audio[0] * made.audio[1]
+            made = replace(made, audio=room.reshape(-1)[:frames].reshape(made.audio))
+        return made, skipped
+
+    def _ask(self, *question: Any) -> tuple[Exception | None, str, Any, list[Skipped]]:
+        worker = self._idle.get()
         try:
-            return self._pool.submit(_make_installed, work, sent).result()
-        except BrokenExecutor as error:
+            worker.send(question)
+            answer: tuple[Exception | None, str, Any, list[Skipped]] = worker.recv()
+            return answer
+        except (EOFError, OSError) as error:
+            self.broken = True
             raise ShardpipeError(
                 "a worker process died",
                 fix="Memory may have run out (take fewer workers), the transform may have crashed, or the script that "
                 'starts the loader lacks `if __name__ == "__main__":`.',
             ) from error
-
-    def close(self) -> None:
-        """Ends the processes once they have made what they were making."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        finally:
+            self._idle.put(worker)
 
 
-_installed: Maker | None = None
+class _Trace(Exception):
+    """Where in its process a worker failed: the cause of the error that it sent."""
+
+    def __str__(self) -> str:
+        return f"\n\n{self.args[0]}"
 
 
-def _install(make: Maker) -> None:
-    """Run once in every process, so that a task carries no more than its batch."""
-    global _installed
-    _installed = make
+def _serve(connection: Connection, make: Maker, shared: SharedBytes) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    with suppress(EOFError, ConnectionError):
+        while True:
+            connection.send_bytes(_answer(make, shared, *connection.recv()))
 
 
-def _make_installed(work: Work, fetched: Mapping[int, Payload]) -> tuple[Any, list[Skipped]]:
-    assert _installed is not None
-    return _installed(work, fetched)
+def _answer(
+    make: Maker, shared: SharedBytes, work: Work, fetched: Mapping[int, Payload], start: int | None, size: int
+) -> Any:
+    place = Place(shared, start, size)
+    try:
+        made, skipped = replace(make, empty=place.empty)(work, fetched)
+        if isinstance(made, Padded) and isinstance(made.audio, np.ndarray) and made.audio is place.array:
+            made = replace(made, audio=made.audio.shape)
+        return ForkingPickler.dumps((None, "", made, skipped))
+    except Exception as error:
+        return ForkingPickler.dumps((_sendable(error), traceback.format_exc(), None, []))
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error itself if it survives the journey."""
+    try:
+        copy: Exception = pickle.loads(pickle.dumps(error))
+        return copy
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")

@@ -14,6 +14,8 @@ PACKAGE = "shardpipe"
 def open_loader(job: Job) -> ShardLoader:
     if job.unit == "seconds":
         return ShardLoader(job.folder, batch_seconds=float(job.count))
+    if job.unit == "workers":
+        return ShardLoader(job.folder, batch_size=job.batch_size, workers=job.count)
     return ShardLoader(job.folder, batch_size=job.batch_size, threads=job.count or None)
 
 
