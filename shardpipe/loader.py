@@ -55,7 +55,8 @@ class ShardLoader:
     collate: called with a list of Sample, makes what the loop gets instead of a Batch.
     dtype: "float32" in [-1, 1], or "int16", which is half the bytes to move.
     threads: that read and decode; if None, as many as the cores that this process may use, up to 8.
-    workers: processes that make batches instead of threads, for transforms that hold the GIL (they must pickle).
+    workers: processes that make batches instead of threads, for transforms that hold the GIL (they must pickle), or for
+        PCM audio in plenty. They are kept as long as the loader, and so is the memory of its batches.
     prefetch, prefetch_bytes: batches made ahead, at least one for every thread; and bytes of payloads and padded audio
         that may lie ahead of the loop, reads over a network among them. One batch is made however large it is.
     on_error: "raise", or "skip" for samples that are damaged or cannot be decoded: they become silence of weight 0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import pickle
 import random
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from shardpipe.buffers import Arena
+from shardpipe.buffers import Arena, Place, SharedBytes
 
 MIB = 1 << 20
 
@@ -93,6 +94,41 @@ def test_it_travels_without_its_memory() -> None:
     arena.empty((1000,), "uint8")[:] = 1
     assert len(pickle.dumps(arena)) < 200
     assert pickle.loads(pickle.dumps(arena)).empty((10,), "int16").shape == (10,)
+
+
+def fill(shared: SharedBytes, start: int, size: int) -> None:
+    Place(shared, start, size).empty((2, 500), "uint8")[:] = 3
+
+
+def test_a_shared_arena_is_the_same_in_another_process() -> None:
+    arena = Arena(MIB, shared=True)
+    kept, array = arena.empty((1000,), "uint8"), arena.empty((2, 500), "uint8")
+    kept[:] = array[:] = 1
+    start = arena.start(array)
+    assert start is not None
+    process = multiprocessing.get_context("spawn").Process(target=fill, args=(arena.shared, start, array.nbytes))
+    process.start()
+    process.join()
+    assert set(array.flat) == {3}
+    assert set(kept.tolist()) == {1}
+
+
+def test_what_a_shared_arena_lends_from_elsewhere_has_no_place_in_it() -> None:
+    arena = Arena(MIB, shared=True)
+    assert arena.start(arena.empty((MIB,), "uint8")) == 0
+    held = arena.empty((MIB,), "uint8")
+    assert arena.start(held) == 0
+    assert arena.start(arena.empty((1,), "uint8")) is None
+
+
+def test_what_does_not_fit_its_place_lies_elsewhere() -> None:
+    shared = SharedBytes(MIB)
+    place = Place(shared, 4096, 100)
+    assert place.empty((101,), "uint8").shape == (101,)
+    assert place.array is None
+    place.empty((10, 5), "int16")[:] = 7
+    assert set(np.frombuffer(shared.memory, "int16", 50, 4096)) == {7}
+    assert Place(shared, None, 100).empty((1,), "uint8").shape == (1,)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")

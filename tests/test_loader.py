@@ -15,7 +15,7 @@ import torch
 
 from shardpipe import Batch, Sample, ShardLoader
 from shardpipe.audio import decode, to_mono
-from shardpipe.errors import AudioError, ConfigError, ShardError, ShardpipeError, StoreError
+from shardpipe.errors import AudioError, ConfigError, ShardError, StoreError
 from shardpipe.index import Index
 from shardpipe.read import Reader, SampleRow, coalesce, decode_row, extras_of, rows_of
 from shardpipe.store import CountingStore, LocalStore
@@ -86,14 +86,6 @@ def test_a_batch_by_seconds_keeps_its_budget(data: Path) -> None:
     batches = list(ShardLoader(data, batch_seconds=0.8, window=16))
     assert all(batch.audio.numel() <= 0.8 * 16000 for batch in batches)
     assert sum(len(batch.keys) for batch in batches) == SAMPLES
-
-
-def test_processes_give_the_same_batches_as_threads(data: Path) -> None:
-    options: dict[str, Any] = {"batch_size": 4, "transform": louder, "seed": 3}
-    threads = list(ShardLoader(data, threads=2, **options))
-    processes = list(ShardLoader(data, workers=2, **options))
-    assert len(threads) == len(processes)
-    assert all(same(one, other) for one, other in zip(threads, processes))
 
 
 def test_a_collate_of_ones_own(data: Path) -> None:
@@ -197,15 +189,6 @@ def test_a_transform_that_returns_no_sample(data: Path) -> None:
 def test_what_cannot_travel_to_workers_is_refused_at_once(data: Path, name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} is .*lambda.* it must pickle.*top level of a module"):
         ShardLoader(data, batch_size=4, workers=2, **{name: lambda *given: given[0]})
-
-
-def crashing(sample: Sample, rng: np.random.Generator) -> Sample:
-    os._exit(3)
-
-
-def test_a_worker_that_dies_is_an_error(data: Path) -> None:
-    with pytest.raises(ShardpipeError, match=r"a worker process died\. Memory may"):
-        list(ShardLoader(data, batch_size=4, workers=1, transform=crashing))
 
 
 def damaged(data: Path, tmp_path: Path, key: str) -> Path:
