@@ -8,8 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,45 +20,13 @@ from test_pack import run, tree
 from shardpipe.errors import AudioError, StoreError
 from shardpipe.index import MANIFEST, Index
 from shardpipe.verify import verify
+from tests.dying import dies_before
 from tests.speech import write_list
-
-STEPS = ("replace", "unlink", "rmdir", "mkdir", "fsync")
-
-
-def _run_until(step: int, data_list: Path, out: Path, options: dict[str, Any]) -> None:
-    """Packs, but dies as by SIGKILL right before the `step`-th change of names or flush to the disk."""
-    left = step
-
-    def dying(real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **keywords: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left < 0:
-                os._exit(9)
-            return real(*args, **keywords)
-
-        return call
-
-    for name in STEPS:
-        setattr(os, name, dying(getattr(os, name)))
-    run(data_list, out, **options)
 
 
 def runs_until(step: int, data_list: Path, out: Path, **options: Any) -> bool:
-    """Whether packing was cut short."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on: of forking beside threads
-        child = os.fork()
-    if not child:
-        status = 1
-        try:
-            _run_until(step, data_list, out, options)
-            status = 0
-        finally:
-            os._exit(status)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, 9)
-    return code == 9
+    """Whether packing was cut short before that step."""
+    return dies_before(step, partial(run, data_list, out, **options))
 
 
 def finished_shards(out: Path) -> dict[str, int]:

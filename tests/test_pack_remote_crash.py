@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import boto3
 import pytest
 from test_pack import tree
-from test_pack_crash import STEPS
 
 from shardpipe.index import MANIFEST, Index
 from shardpipe.pack import PackOptions, index_tars, pack
 from shardpipe.verify import verify
+from tests.dying import dies_before
 from tests.places import objects, run, speech_with_a_bad_line, uploaded, use_bucket
 from tests.speech import write_list
 
@@ -38,38 +35,6 @@ def local(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("local") / "set"
     run(speech, out)
     return out
-
-
-def dies_before(step: int, action: Callable[[], object]) -> bool:
-    """Whether the action, in a process of its own, is cut short as by SIGKILL before the `step`-th change on a disk."""
-    left = step
-
-    def dying(real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **keywords: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left < 0:
-                os._exit(9)
-            return real(*args, **keywords)
-
-        return call
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on: of forking beside threads
-        child = os.fork()
-    if not child:
-        status = 1
-        try:
-            for name in STEPS:
-                setattr(os, name, dying(getattr(os, name)))
-            shutil.copyfile = dying(shutil.copyfile)
-            action()
-            status = 0
-        finally:
-            os._exit(status)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, 9)
-    return code == 9
 
 
 @pytest.mark.parametrize("lost", [False, True], ids=["staging-kept", "staging-lost"])
