@@ -4,8 +4,9 @@ many bytes does an epoch take?
 The line is shardpipe.store.SlowStore before the packed corpus, FLAC in batches of 16; rounds alternate between the
 local disk, the line, the line with an empty cache_dir and the line with a filled one, each round's passes in a process
 started anew. Rates are of what follows the first window. Round trips are the longest chain of requests each of which
-began after the one before had ended, from the loader being built to its first batch. The last table says how many
-distinct shards a node reads in an epoch: a simulation on the order alone. Exits with 1 if a target is missed.
+began after the one before had ended, from the loader being built until its first batch's audio was there. The last
+table says how many distinct shards a node reads in an epoch: a simulation on the order alone. Exits with 1 if a target
+is missed.
 """
 
 from __future__ import annotations
@@ -171,7 +172,7 @@ def check(checks: Checks, lines: Lines, carried: float, files: int, latency: flo
         excess = max(figures["bytes"] for figures in lines.rounds[name]) / files
         checks.add(excess <= EXCESS, f"{name}: an epoch reads {excess:.3f}x the dataset (at most {EXCESS}x)")
         trips = max(figures["round trips"] for figures in lines.rounds[name])
-        text = f"{name}: {trips:.0f} round trips, one after another, to the first batch (at most {ROUND_TRIPS})"
+        text = f"{name}: {trips:.0f} round trips, one after another, to the first batch's audio (at most {ROUND_TRIPS})"
         checks.add(trips <= ROUND_TRIPS, text)
         waited = lines.paired(lambda far, near: (far["first batch"] - near["first batch"]) / latency, name, LOCAL)
         text = f"{name}: the first batch comes {waited:.1f} round trips later than from the local disk"

@@ -23,7 +23,7 @@ from corpus import Corpus, add_corpus_arguments, corpus_of
 from peering import RESUMING, SHARDPIPE, Peer, available
 from processes import ChildFailed, alternate, ratio, use_cores
 from reporting import Checks, Figure, table, write_results
-from tracing import TracingStore, payload_overlap
+from tracing import TracingStore, payload_overlap, payloads_of
 
 from shardpipe import ShardLoader
 from shardpipe.index import Index
@@ -82,12 +82,7 @@ def consumed_bytes_read(folder: Path, options: dict[str, Any], place: int) -> tu
         largest = max(largest, len(batch.keys))
         if len(keys) + largest > first.num_samples * place // 100:
             break
-    index = Index.load(open_store(folder))
-    consumed = []
-    for shard, info in enumerate(index.shards):
-        rows = index.rows(shard)
-        columns = [rows.column(name).to_pylist() for name in ("key", "audio_offset", "audio_size")]
-        consumed += [(info.name, offset, size) for key, offset, size in zip(*columns) if key in keys]
+    consumed = payloads_of(Index.load(open_store(folder)), keys)
     store = TracingStore(open_store(folder))
     loader = ShardLoader(store, resume_samples=first.consumed_samples, **options)
     left = sum(len(batch.keys) for batch in loader)

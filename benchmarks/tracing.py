@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from time import monotonic
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
+from shardpipe.index import Index
 from shardpipe.store import Over, Stat, Store
 
-__all__ = ["Request", "TracingStore", "payload_overlap", "round_trips"]
+__all__ = ["Request", "TracingStore", "payload_overlap", "payloads_of", "round_trips"]
+
+Payload: TypeAlias = tuple[str, int, int]
+"""A shard's name, and the offset and size of a sample's audio in it."""
 
 
 class Request(NamedTuple):
@@ -54,8 +58,18 @@ def round_trips(requests: Sequence[Request]) -> int:
     return trips
 
 
-def payload_overlap(requests: Sequence[Request], payloads: Sequence[tuple[str, int, int]]) -> int:
-    """Bytes of `payloads`, (name, offset, size) each, that the requests read."""
+def payloads_of(index: Index, keys: Container[str]) -> list[Payload]:
+    """Where the audio of samples lies."""
+    found = []
+    for shard, info in enumerate(index.shards):
+        rows = index.rows(shard)
+        columns = [rows.column(name).to_pylist() for name in ("key", "audio_offset", "audio_size")]
+        found += [(info.name, offset, size) for key, offset, size in zip(*columns) if key in keys]
+    return found
+
+
+def payload_overlap(requests: Sequence[Request], payloads: Sequence[Payload]) -> int:
+    """Bytes of payloads that the requests read."""
     by_name: dict[str, list[tuple[int, int]]] = {}
     for name, offset, size in payloads:
         by_name.setdefault(name, []).append((offset, offset + size))
