@@ -11,7 +11,6 @@ import os
 import tempfile
 import threading
 from collections import deque
-from functools import partial
 from multiprocessing.reduction import DupFd
 from typing import Any
 
@@ -30,11 +29,13 @@ class Arena:
 
     Every array takes the lowest place where it fits, so the bytes in use lie together, however sizes vary. A place is
     free again when the last view of it is gone, whoever held it: a tensor, a slice, a list. Safe for threads.
+
+    What is `shared` lies in memory that processes started from this one can have: `Arena.shared`, and `start` says
+    where in it.
     """
 
     def __init__(self, size: int, *, shared: bool = False) -> None:
         self._size = size
-        self._shared = shared
         self.process = os.getpid()
         reserved = -(-min(size, _MOST) // _ALIGNMENT) * _ALIGNMENT
         if shared:
@@ -51,7 +52,7 @@ class Arena:
         self._returned: deque[tuple[int, int]] = deque()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return partial(Arena, shared=self._shared), (self._size,)
+        return Arena, (self._size,)
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
         """An array with whatever was in its memory before."""
