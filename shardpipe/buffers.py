@@ -36,7 +36,6 @@ class Arena:
 
     def __init__(self, size: int, *, shared: bool = False) -> None:
         self._size = size
-        self.process = os.getpid()
         reserved = -(-min(size, _MOST) // _ALIGNMENT) * _ALIGNMENT
         if shared:
             self.shared = SharedBytes(reserved)

@@ -56,7 +56,7 @@ class ShardLoader:
     dtype: "float32" in [-1, 1], or "int16", which is half the bytes to move.
     threads: that read and decode; if None, as many as the cores that this process may use, up to 8.
     workers: processes that make batches instead of threads, for transforms that hold the GIL (they must pickle), or for
-        PCM audio in plenty. They are kept as long as the loader, and so is the memory of its batches.
+        PCM audio in plenty. They are kept as long as the loader, and so is the memory of their batches.
     prefetch, prefetch_bytes: batches made ahead, at least one for every thread; and bytes of payloads and padded audio
         that may lie ahead of the loop, reads over a network among them. One batch is made however large it is.
     on_error: "raise", or "skip" for samples that are damaged or cannot be decoded: they become silence of weight 0,
@@ -130,7 +130,6 @@ class ShardLoader:
         self._threads = workers or threads or min(_THREADS_MAX, _cores())
         self._prefetch = max(prefetch, self._threads)
         self._prefetch_bytes = prefetch_bytes
-        self._arena: Arena | None = None
         self._cache = None if cache_dir is None else ShardCache(cache_dir, cache_bytes)
         self._reader = Reader(index.store, index.shards, self._cache)
         self._make = Maker(
@@ -211,7 +210,8 @@ class ShardLoader:
         self, stack: ExitStack, copier: CudaCopier | None
     ) -> Pipeline[Work, dict[int, Payload], tuple[Any, list[Skipped]]]:
         """What reads, decodes and copies ahead, until `stack` is unwound."""
-        make = self._workers or replace(self._make, empty=pinned if self._device else self._memory().empty)
+        # Memory of its own for every loop: what one has lent is never another's, in a forked process least of all.
+        make = self._workers or replace(self._make, empty=pinned if self._device else Arena(self._prefetch_bytes).empty)
         parallel = self._reader.store.parallel
         stack.callback(close, self._reader.store)
         steps = self._steps()
@@ -249,13 +249,6 @@ class ShardLoader:
             most_bytes=self._prefetch_bytes,
         )
         return stack.enter_context(closing(pipeline))
-
-    def _memory(self) -> Arena:
-        """What batches are made in, kept from loop to loop: the system takes a while to give so much."""
-        if self._arena is None or self._arena.process != os.getpid():
-            # In a forked process: a thread that lives on in the parent alone may hold the lock of the parent's.
-            self._arena = Arena(self._prefetch_bytes)
-        return self._arena
 
     def _consume(self, count: int, *, delivered: int) -> None:
         self.num_excluded += count - self._consumed - delivered
