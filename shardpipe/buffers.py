@@ -35,7 +35,6 @@ class Arena:
     """
 
     def __init__(self, size: int, *, shared: bool = False) -> None:
-        self._size = size
         reserved = -(-min(size, _MOST) // _ALIGNMENT) * _ALIGNMENT
         if shared:
             self.shared = SharedBytes(reserved)
@@ -49,9 +48,6 @@ class Arena:
         self._free = [(0, len(self._memory))]
         # The garbage collector may return an array in the middle of any line of ours, so it takes no lock.
         self._returned: deque[tuple[int, int]] = deque()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Arena, (self._size,)
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
         """An array with whatever was in its memory before."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
-import pickle
 import random
 import threading
 
@@ -87,13 +86,6 @@ def test_no_two_threads_are_lent_the_same_bytes() -> None:
     assert not wrong
     gc.collect()
     assert place(arena.empty((MIB,), "uint8")) == start, "all of it is free again, and one piece"
-
-
-def test_it_travels_without_its_memory() -> None:
-    arena = Arena(64 * MIB)
-    arena.empty((1000,), "uint8")[:] = 1
-    assert len(pickle.dumps(arena)) < 200
-    assert pickle.loads(pickle.dumps(arena)).empty((10,), "int16").shape == (10,)
 
 
 def fill(shared: SharedBytes, start: int, size: int) -> None:
