@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from shardpipe.store.base import Stat, Store, close
+from shardpipe.store.base import Over, Stat, Store, close
 from shardpipe.store.opening import open_store
 from shardpipe.store.urls import is_url, scheme_of
 
@@ -21,23 +21,19 @@ def resolving(store: Store, names: Iterable[str]) -> Store:
     return _ResolvingStore(store, elsewhere) if elsewhere else store
 
 
-class _ResolvingStore:
+class _ResolvingStore(Over):
     """A store, and for every scheme of absolute names beyond it another one."""
 
-    def __init__(self, store: Store, elsewhere: dict[str, Store]) -> None:
-        self._store = store
+    def __init__(self, inner: Store, elsewhere: dict[str, Store]) -> None:
+        super().__init__(inner)
         self._elsewhere = elsewhere
 
     @property
-    def url(self) -> str:
-        return self._store.url
-
-    @property
     def parallel(self) -> int:
-        return max(store.parallel for store in (self._store, *self._elsewhere.values()))
+        return max(store.parallel for store in (self._inner, *self._elsewhere.values()))
 
     def close(self) -> None:
-        for store in (self._store, *self._elsewhere.values()):
+        for store in (self._inner, *self._elsewhere.values()):
             close(store)
 
     def stat(self, name: str) -> Stat:
@@ -47,4 +43,4 @@ class _ResolvingStore:
         return self._of(name).read(name, offset, length)
 
     def _of(self, name: str) -> Store:
-        return self._elsewhere.get(scheme_of(name), self._store)
+        return self._elsewhere.get(scheme_of(name), self._inner)
