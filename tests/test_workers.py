@@ -92,6 +92,18 @@ def test_the_same_batches_as_threads(data: Path, transform: Callable[..., Sample
     assert same(list(ShardLoader(data, workers=2, **options)), list(ShardLoader(data, threads=2, **options)))
 
 
+@pytest.mark.parametrize(("transform", "in_it"), [(None, True), (shorter, True), (longer, False)])
+def test_audio_comes_in_shared_memory_where_it_fits(
+    data: Path, transform: Callable[..., Sample] | None, in_it: bool
+) -> None:
+    loader = ShardLoader(data, batch_size=4, workers=1, transform=transform)
+    batches = list(loader)
+    assert loader._workers is not None
+    assert loader._workers._pool is not None
+    arena = loader._workers._pool._arena
+    assert all(arena.start(batch.audio.numpy()) is not None for batch in batches) == in_it
+
+
 def test_batches_that_do_not_fit_into_the_shared_memory(data: Path) -> None:
     options: dict[str, Any] = {"batch_size": 4, "prefetch_bytes": 1}
     assert same(list(ShardLoader(data, workers=2, **options)), list(ShardLoader(data, **options)))
