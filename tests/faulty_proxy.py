@@ -8,7 +8,6 @@ import socket
 import socketserver
 import struct
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -32,15 +31,15 @@ class FaultyProxy:
     def __init__(self, target: str, *, share: float = 0.0, kinds: tuple[str, ...] = KINDS, seed: int = 0) -> None:
         self.share = share
         self.kinds = kinds
-        self.latency = 0.0
-        """Seconds that every request waits before it is passed on."""
+        self.together = 1
+        """Requests are held until so many have been there at once, or for 20 seconds."""
         self.faults: Counter[str] = Counter()
         """What was done how often; "" for nothing."""
         self.most_at_once = 0
         self.stopping = threading.Event()
         self._at_once = 0
         self._random = random.Random(seed)
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         parts = urlsplit(target)
         self._target = (str(parts.hostname), int(parts.port or 80))
 
@@ -49,16 +48,17 @@ class FaultyProxy:
         if not (head := _head(client)):
             return
         body = _body(client, head)
-        with self._lock:
+        with self._changed:
             kind = self._random.choice(self.kinds) if self._random.random() < self.share else ""
             self.faults[kind] += 1
             self._at_once += 1
             self.most_at_once = max(self.most_at_once, self._at_once)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self.most_at_once >= self.together, 20)
         try:
-            time.sleep(self.latency)
             self._answer(client, head, body, kind)
         finally:
-            with self._lock:
+            with self._changed:
                 self._at_once -= 1
 
     def _answer(self, client: socket.socket, head: bytes, body: bytes, kind: str) -> None:

@@ -121,8 +121,8 @@ def test_a_stalled_request_holds_no_connection(proxy: tuple[FaultyProxy, str]) -
 
 def test_as_many_reads_are_under_way_as_the_store_says(data: Path, proxy: tuple[FaultyProxy, str]) -> None:
     faulty, address = proxy
-    faulty.latency = 0.3
     store = FsspecStore(URL, **options(address))
+    faulty.together = store.parallel
     content = (data / "shard-000000.tar").read_bytes()
 
     def right(place: int) -> bool:
