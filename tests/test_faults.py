@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import logging
 import os
@@ -16,10 +18,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fsspec.asyn import AsyncFileSystem
 
 from shardpipe import ShardLoader
 from shardpipe.errors import StoreError
 from shardpipe.store import FsspecStore, Retry, abandon_when
+from shardpipe.store.calling import call
 from tests.faulty_proxy import KINDS, FaultyProxy, running_proxy
 from tests.s3 import SECRETS, options, upload
 from tests.speech import pack_speech
@@ -136,10 +140,10 @@ def test_as_many_reads_are_under_way_as_the_store_says(data: Path, proxy: tuple[
 def test_refusals_are_not_repeated(endpoint: str, proxy: tuple[FaultyProxy, str]) -> None:
     faulty, address = proxy
     store = FsspecStore("s3://nobucket/set", **options(address))
-    for call in (store.stat, store.read):
+    for ask in (store.stat, store.read):
         before = faulty.faults.total()
         with pytest.raises(StoreError, match="no such file") as raised:
-            call("x.tar")
+            ask("x.tar")
         assert raised.value.attempts == 1
         # fsspec asks for the file, and then whether it is a folder.
         assert faulty.faults.total() - before <= 2
@@ -187,6 +191,35 @@ def test_an_abandoned_read_ends_at_once(proxy: tuple[FaultyProxy, str]) -> None:
             assert faulty.faults.total() == requests
         # Not a measurement: it would be a minute.
         assert time.monotonic() - started < 20
+
+
+class FailsLate(AsyncFileSystem):
+    """A read ends, with an error, once it has been given up."""
+
+    def __init__(self) -> None:
+        super().__init__(skip_instance_cache=True)
+        self.asked, self.given_up = threading.Event(), threading.Event()
+
+    async def _cat_file(self, path: str, **_: Any) -> bytes:
+        self.asked.set()
+        self.given_up.wait(20)  # the loop does nothing else meanwhile: it learns of both at once
+        raise OSError("connection closed")
+
+
+def test_what_fails_as_it_is_given_up_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    fs = FailsLate()
+    stopped = threading.Event()
+    with ThreadPoolExecutor(1, initializer=abandon_when, initargs=(stopped,)) as pool:
+        read = pool.submit(call, fs, "cat_file", 60, "x")
+        assert fs.asked.wait(20)
+        stopped.set()
+        assert "given up" in str(read.exception())
+    fs.given_up.set()
+    for _ in range(9):  # rounds of the loop, in which the request ends
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), fs.loop).result()
+    del read  # its error holds the request, and asyncio logs when that goes
+    gc.collect()
+    assert not caplog.text
 
 
 def test_attempts_are_ours_alone(proxy: tuple[FaultyProxy, str]) -> None:

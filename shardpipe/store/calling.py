@@ -50,7 +50,7 @@ def call(fs: fsspec.AbstractFileSystem, method: str, limit: float, *arguments: A
 
 def _finished(loop: asyncio.AbstractEventLoop, request: Coroutine[Any, Any, Any], limit: float) -> Any:
     deadline = time.monotonic() + limit + _CANCELLING
-    running = asyncio.run_coroutine_threadsafe(asyncio.wait_for(request, limit), loop)
+    running = asyncio.run_coroutine_threadsafe(_within(limit, request), loop)
     try:
         while True:
             try:
@@ -64,3 +64,13 @@ def _finished(loop: asyncio.AbstractEventLoop, request: Coroutine[Any, Any, Any]
                 raise TimeoutError(f"not complete within {limit:.1f} seconds, nor to be cancelled")
     finally:
         running.cancel()  # it does nothing to what is done
+
+
+async def _within(limit: float, request: Coroutine[Any, Any, Any]) -> Any:
+    try:
+        return await asyncio.wait_for(request, limit)
+    except Exception:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            return None  # it failed as it was given up: nobody takes the error, which asyncio would log
+        raise
