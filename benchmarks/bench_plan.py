@@ -2,17 +2,21 @@
 
 All get the same lengths, the same number of ranks and the same budget of padded seconds a batch, and all are counted
 alike: a batch costs its samples times its longest; padding is the share of that which is not audio; straggling is what
-ranks wait for a step's costliest batch, as a share of what they compute. The peer is lhotse's DynamicBucketingSampler
-(`pip install lhotse`), with 30 buckets and a buffer of 20,000; without lhotse its rows are left out.
+ranks wait for a step's costliest batch, as a share of what they compute. The peer is lhotse's DynamicBucketingSampler,
+with 30 buckets and a buffer of 20,000, in the environment of the peers (`make bench-env`); without it its rows are left
+out.
 """
 
 from __future__ import annotations
 
 import argparse
-import warnings
 from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
+from peering import PEERS, Peer, available
+from processes import Child
 from reporting import Figure, bars, table, write_results
 
 from shardpipe.index import Index
@@ -49,15 +53,16 @@ def main() -> None:
         # In random order, since a list often has like beside like; and so many that 64 ranks take more than a step.
         title = f"{options.samples:,} lengths drawn from {len(own):,} recordings ({own.sum() / 3600:.1f} h)"
         sets[title] = rng.choice(own, options.samples)
-    parts = [ABOUT]
+    lhotse, missing = available(PEERS, ["lhotse"])
+    parts = [ABOUT, *missing]
     figure = None
     for title, lengths in sets.items():
-        rows = [row for ranks in RANKS for row in measured(lengths, ranks)]
+        rows = [row for ranks in RANKS for row in measured(lengths, ranks, lhotse)]
         parts += [f"## {title}", table(HEADER, rows)]
         figure = figure or draw(rows)
     text = "\n\n".join(parts)
     print(text)
-    print(write_results("plan", text, packages=("numpy", "lhotse"), figure=figure))
+    print(write_results("plan", text, packages=("numpy",), figure=figure))
 
 
 def draw(rows: list[tuple[str, ...]]) -> Figure:
@@ -70,12 +75,12 @@ def draw(rows: list[tuple[str, ...]]) -> Figure:
     return figure
 
 
-def measured(lengths: np.ndarray, ranks: int) -> Iterator[tuple[str, ...]]:
+def measured(lengths: np.ndarray, ranks: int, peers: list[tuple[Peer, str]]) -> Iterator[tuple[str, ...]]:
     for window in WINDOWS:
         if window * ranks <= len(lengths) or window == WINDOWS[-1]:
             yield row(f"shardpipe, window {window:,}", ranks, shardpipe(lengths, ranks, window))
-    if peer := bucketing(lengths, ranks):
-        yield row("lhotse, 30 buckets, buffer 20,000", ranks, peer)
+    for peer, version in peers:
+        yield row(f"lhotse {version}, 30 buckets", ranks, bucketed(lengths, ranks, peer))
     yield row("shuffled only", ranks, shuffled(lengths, ranks))
 
 
@@ -97,32 +102,13 @@ def shardpipe(lengths: np.ndarray, ranks: int, window: int) -> Batches:
     return [[lengths[batch] for batch in step.batches] for step in steps(plan.batches(0, 0), ranks)]
 
 
-def bucketing(lengths: np.ndarray, ranks: int) -> Batches:
-    """What all ranks of lhotse's sampler take; its budget is of padded seconds too, but a last sample may exceed it."""
-    try:
-        from lhotse import CutSet, MonoCut
-        from lhotse.dataset import DynamicBucketingSampler
-    except ImportError:
-        print("lhotse is not installed: its rows are left out")
-        return []
-    cuts = CutSet.from_cuts(MonoCut(id=str(i), start=0, duration=float(d), channel=0) for i, d in enumerate(lengths))
-    warnings.filterwarnings("ignore", message="You are using DynamicBucketingSampler with an eagerly read CutSet")
-    sampler = DynamicBucketingSampler(
-        cuts, max_duration=BUDGET, num_buckets=30, buffer_size=20_000, shuffle=True, seed=0, world_size=ranks, rank=0
-    )
-    iter(sampler)
-    run: Batches = []
-    while True:
-        step = []
-        try:
-            for _ in range(ranks):
-                # Each rank draws the batches of all and keeps its own; here all are wanted, so they are drawn once.
-                step.append(np.array([cut.duration for cut in sampler._next_batch()]))
-        except StopIteration:
-            if step:
-                run.append(step)
-            return run
-        run.append(step)
+def bucketed(lengths: np.ndarray, ranks: int, peer: Peer) -> Batches:
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "lengths.npy"
+        np.save(file, lengths)
+        with Child(Path(__file__).parent / "peers" / "plan_lhotse.py", file, python=peer.python) as child:
+            run = child.ask(ranks=ranks, seconds=BUDGET)["steps"]
+    return [[np.array(batch) for batch in step] for step in run]
 
 
 def shuffled(lengths: np.ndarray, ranks: int) -> Batches:
