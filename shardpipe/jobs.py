@@ -44,13 +44,13 @@ def in_order(
         pending: deque[tuple[list[_Item], Future[list[_Result]]]] = deque()
         while True:
             while len(pending) < 2 * jobs and (chunk := next(rest, [])):
-                pending.append((chunk, pool.submit(function, chunk)))
+                pending.append((chunk, _submitted(pool, function, chunk)))
             if not pending:
                 return
             chunk, future = pending.popleft()
             results = future.result()
             if left := chunk[len(results) :]:
-                pending.appendleft((left, pool.submit(function, left)))
+                pending.appendleft((left, _submitted(pool, function, left)))
             yield from results
 
 
@@ -72,6 +72,16 @@ def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
         our_end.close()  # which tells the workers that nobody waits for what they read
         pool.shutdown(wait=True, cancel_futures=True)
         end.close()
+
+
+def _submitted(
+    pool: ProcessPoolExecutor, function: Callable[[list[_Item]], list[_Result]], chunk: list[_Item]
+) -> Future[list[_Result]]:
+    try:
+        return pool.submit(function, chunk)
+    except (ConnectionError, EOFError) as error:
+        # From Python 3.14 on, a script that starts processes as it is imported ends the fork server itself.
+        raise BrokenProcessPool("the fork server died") from error
 
 
 def _start_worker(end: Connection) -> None:
