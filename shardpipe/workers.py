@@ -12,10 +12,10 @@ import signal
 import threading
 import traceback
 import weakref
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from queue import SimpleQueue
@@ -64,12 +64,13 @@ class _Pool:
         self._idle: SimpleQueue[Connection] = SimpleQueue()
         # spawn: a fork would copy the locks of threads that do not live on in it.
         context = get_context("spawn")
-        for _ in range(number):
-            connection, end = context.Pipe()
-            context.Process(target=_serve, args=(end, make, self._arena.shared), daemon=True).start()
-            end.close()
-            self._idle.put(connection)
-            weakref.finalize(self, connection.close)
+        with _interrupts_held():
+            for _ in range(number):
+                connection, end = context.Pipe()
+                context.Process(target=_serve, args=(end, make, self._arena.shared), daemon=True).start()
+                end.close()
+                self._idle.put(connection)
+                weakref.finalize(self, connection.close)
 
     def make(self, work: Work, fetched: Mapping[int, Payload]) -> tuple[Any, list[Skipped]]:
         sent = {i: bytes(payload) if isinstance(payload, memoryview) else payload for i, payload in fetched.items()}
@@ -107,8 +108,20 @@ class _Trace(Exception):
         return f"\n\n{self.args[0]}"
 
 
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """What is started here gets no Ctrl-C before `_serve`: its imports take seconds, and would be torn."""
+    resource_tracker.ensure_running()  # else the first process starts it, which lets interrupts through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _serve(connection: Connection, make: Maker, shared: SharedBytes) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # for what a transform may start
     with suppress(EOFError, ConnectionError):
         while True:
             connection.send_bytes(_answer(make, shared, *connection.recv()))

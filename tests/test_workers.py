@@ -6,8 +6,10 @@ import gc
 import multiprocessing
 import os
 import pickle
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -244,3 +246,23 @@ def test_a_loader_travels_without_its_processes(data: Path) -> None:
     loader.load_state_dict(ShardLoader(data, batch_size=4).state_dict())
     assert same(list(other), list(ShardLoader(data, batch_size=4, resume_samples=SAMPLES)))
     assert same(list(loader), first)
+
+
+def test_ctrl_c_is_not_for_workers_that_are_still_starting(data: Path) -> None:
+    batches = list(ShardLoader(data, batch_size=4))
+    done, sent = threading.Event(), set[int]()
+
+    def interrupt() -> None:
+        while not done.wait(0.02):
+            for pid in children():
+                os.kill(pid, signal.SIGINT)
+                sent.add(pid)
+
+    interrupting = threading.Thread(target=interrupt)
+    interrupting.start()
+    try:
+        assert same(list(ShardLoader(data, batch_size=4, workers=2)), batches)
+    finally:
+        done.set()
+        interrupting.join()
+    assert len(sent) >= 2
