@@ -8,6 +8,8 @@ import json
 import logging
 import os
 import re
+import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -191,6 +193,41 @@ def test_an_abandoned_read_ends_at_once(proxy: tuple[FaultyProxy, str]) -> None:
             assert faulty.faults.total() == requests
         # Not a measurement: it would be a minute.
         assert time.monotonic() - started < 20
+
+
+HALF_WAY = """
+import sys, threading
+from shardpipe import ShardLoader
+from shardpipe.store import FsspecStore, Retry
+
+url, key, secret, address = sys.argv[1:]
+retry = Retry(attempt_seconds=60, longest_wait=60, first_wait=60)
+loader = ShardLoader(FsspecStore(url, retry=retry, key=key, secret=secret, endpoint_url=address), batch_size=4)
+print("begin?", flush=True)
+input()
+threading.Thread(target=list, args=(loader,), daemon=True).start()
+input()
+"""
+
+
+def test_a_script_that_ends_half_way_waits_for_no_reads(proxy: tuple[FaultyProxy, str]) -> None:
+    faulty, address = proxy
+    command = [sys.executable, "-c", HALF_WAY, URL, *SECRETS, address]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as script:
+        assert script.stdin is not None
+        assert script.stdout is not None
+        assert script.stdout.readline() == "begin?\n"
+        faulty.share, faulty.kinds = 1.0, ("stall",)
+        script.stdin.write("\n")
+        while not faulty.faults["stall"]:
+            assert script.poll() is None
+            time.sleep(0.01)
+        script.stdin.write("\n")
+        try:
+            # Not a measurement: it would be many minutes.
+            assert script.wait(30) == 0
+        finally:
+            script.kill()
 
 
 class FailsLate(AsyncFileSystem):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from weakref import WeakSet
 
 __all__ = ["abandon_when", "abandoned", "pause", "pool"]
 
 _thread = threading.local()
+_given: WeakSet[threading.Event] = WeakSet()
 
 
 def abandon_when(stopped: threading.Event) -> None:
@@ -18,6 +21,7 @@ def abandon_when(stopped: threading.Event) -> None:
         ThreadPoolExecutor(32, initializer=abandon_when, initargs=(stopped,))
     """
     _thread.stopped = stopped
+    _given.add(stopped)
 
 
 def abandoned() -> bool:
@@ -39,3 +43,13 @@ def pause(seconds: float) -> None:
         time.sleep(seconds)
     else:
         stopped.wait(seconds)
+
+
+def _abandon_all() -> None:
+    for stopped in list(_given):
+        stopped.set()
+
+
+# A script may end with a loop half way. Python then has the threads of executors finish all that waits for them, unless
+# it hears of this before: such functions are called last in, first out, and atexit's when all is over.
+getattr(threading, "_register_atexit", atexit.register)(_abandon_all)
