@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 __all__ = ["LoadingCache"]
 
 _T = TypeVar("_T")
+_caches: WeakSet[LoadingCache] = WeakSet()
 
 
 class LoadingCache:
-    """Keeps the most recently used values as long as their sizes sum to at most `limit`; the last one always stays."""
+    """Keeps the most recently used values as long as their sizes sum to at most `limit`; the last one always stays.
+
+    Safe for threads. A forked process begins with nothing kept: the threads that were loading are not there.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
+        self._begin()
+        _caches.add(self)
+
+    def _begin(self) -> None:
         self._lock = threading.Lock()
         self._kept: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
         self._size = 0
@@ -61,3 +71,11 @@ class LoadingCache:
             while self._size > self._limit and len(self._kept) > 1:
                 _, (_, size) = self._kept.popitem(last=False)
                 self._size -= size
+
+
+def _after_fork() -> None:
+    for cache in list(_caches):
+        cache._begin()
+
+
+os.register_at_fork(after_in_child=_after_fork)

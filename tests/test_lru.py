@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -65,3 +68,28 @@ def test_an_error_reaches_all_that_wait_and_is_not_kept() -> None:
             one.result(10)
         assert other.exception(10) is not None or other.result() == "second load"
     assert cache.get("a", lambda: "now", lambda _: 1) in ("now", "second load")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
+def test_a_forked_process_waits_for_nobody() -> None:
+    cache = LoadingCache(3)
+    begun, go = threading.Event(), threading.Event()
+
+    def slow() -> str:
+        begun.set()
+        go.wait(60)
+        return "a"
+
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(cache.get, "a", slow, lambda _: 1)
+        assert begun.wait(60)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on: of forking beside threads
+            with cache._lock:  # as another thread might
+                child = os.fork()
+        if not child:
+            signal.alarm(20)
+            os._exit(0 if cache.get("a", lambda: "mine", lambda _: 1) == "mine" else 1)
+        go.set()
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert loading.result() == "a"
