@@ -11,6 +11,7 @@ import os
 import tempfile
 import threading
 from collections import deque
+from contextlib import suppress
 from multiprocessing.reduction import DupFd
 from typing import Any
 
@@ -43,7 +44,8 @@ class Arena:
             # Private: processes that were forked from one another must not write to the same batch.
             self._memory = mmap.mmap(-1, reserved, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
-            self._memory.madvise(mmap.MADV_HUGEPAGE)
+            with suppress(OSError):  # a kernel may be built without them
+                self._memory.madvise(mmap.MADV_HUGEPAGE)
         self._lock = threading.Lock()
         self._free = [(0, len(self._memory))]
         # The garbage collector may return an array in the middle of any line of ours, so it takes no lock.

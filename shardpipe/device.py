@@ -9,15 +9,19 @@ import numpy.typing as npt
 import torch
 
 from shardpipe.batch import Batch
-from shardpipe.errors import check
+from shardpipe.errors import ConfigError, check
 
 __all__ = ["CudaCopier", "cuda_device", "pinned"]
 
 
 def cuda_device(device: str | torch.device | None) -> torch.device | None:
     """The CUDA device to copy batches to; None where they are to stay in the processor's memory. Raises ConfigError."""
-    wanted = torch.device("cpu" if device is None else device)
-    check("device", device, wanted.type in ("cpu", "cuda"), "it must be cpu or cuda")
+    rule = "it must be cpu or cuda"
+    try:
+        wanted = torch.device("cpu" if device is None else device)
+    except RuntimeError as error:
+        raise ConfigError("device", device, rule) from error
+    check("device", device, wanted.type in ("cpu", "cuda"), rule)
     if wanted.type == "cpu":
         return None
     there = torch.cuda.is_available() and (wanted.index or 0) < torch.cuda.device_count()

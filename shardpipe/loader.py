@@ -128,7 +128,7 @@ class ShardLoader:
         self._rank = rank
         self._world_size = world_size
         self._threads = workers or threads or min(_THREADS_MAX, _cores())
-        self._prefetch = max(prefetch, self._threads)
+        self._prefetch = max(whole(prefetch), self._threads)
         self._prefetch_bytes = prefetch_bytes
         self._cache = None if cache_dir is None else ShardCache(cache_dir, cache_bytes)
         self._reader = Reader(index.store, index.shards, self._cache)

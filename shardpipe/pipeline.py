@@ -105,6 +105,8 @@ class Pipeline(Generic[_Work, _Read, _Result]):
                     raise self._fault
                 return None
             entry = self._begun[0]
+            if entry.made is None and self._fault is not None:
+                raise self._fault  # it failed as it was to be made
         assert entry.made is not None
         entry.made.exception()  # waits for it, while it still takes room
         with self._changed:

@@ -581,6 +581,11 @@ def test_a_forked_child_has_its_own_lease_and_keeps_no_other_alive(tmp_path: Pat
     assert cache.read(shard_of(1), 100, 3) == b"def"
 
 
+def test_a_cache_is_no_url() -> None:
+    with pytest.raises(ConfigError, match="cache_dir is 's3://bucket/cache', but it must be a folder"):
+        ShardCache("s3://bucket/cache", 8 * MIB)
+
+
 def test_a_child_forked_from_under_the_lock_does_not_hold_it(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path, 8 * MIB)
     with quota_module._locked(str(tmp_path)):

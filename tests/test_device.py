@@ -40,7 +40,10 @@ def test_the_processor_is_a_device(data: Path) -> None:
         assert other.audio.device.type == "cpu"
 
 
-@pytest.mark.parametrize(("device", "rule"), [("mps", "must be cpu or cuda"), ("cuda:99", "no such CUDA device")])
+@pytest.mark.parametrize(
+    ("device", "rule"),
+    [("mps", "must be cpu or cuda"), ("gpu!", "must be cpu or cuda"), ("cuda:99", "no such CUDA device")],
+)
 def test_a_device_that_will_not_do(data: Path, device: str, rule: str) -> None:
     with pytest.raises(ConfigError, match=f"device is '{device}', but .*{rule}"):
         ShardLoader(data, **PLAN, device=device)

@@ -145,6 +145,25 @@ def test_a_fault_comes_after_what_was_made_before_it() -> None:
     assert not threads()
 
 
+def test_work_that_cannot_be_begun_says_why() -> None:
+    def reads(work: int) -> list[Any]:
+        if work == 3:
+            raise RuntimeError("can't start new thread")
+        return []
+
+    working = pipeline(iter(range(10)), reads=reads, most_made=8)
+    with pytest.raises(RuntimeError, match="can't start"):
+        list(working)
+    working.close()
+
+    working = pipeline(iter(range(10)))
+    working._makers.shutdown()  # as Python does when it ends
+    with pytest.raises(RuntimeError, match="cannot schedule"):
+        list(working)
+    working.close()
+    assert not threads()
+
+
 def test_a_read_that_fails_fails_its_work() -> None:
     def failing() -> int:
         raise ConnectionError("reset")
