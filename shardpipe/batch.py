@@ -11,8 +11,9 @@ import numpy.typing as npt
 import torch
 
 from shardpipe.bijection import AUGMENT, hash_key
-from shardpipe.errors import AudioError, ShardError, check
+from shardpipe.errors import AudioError, ShardError
 from shardpipe.read import Payload, Reader, SampleRow, decode_row, extras_of
+from shardpipe.settings import check
 from shardpipe.work import Work
 
 __all__ = ["Batch", "Collate", "Maker", "Padded", "Sample", "Skipped", "Transform", "finished"]

@@ -22,9 +22,9 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from shardpipe.errors import check
 from shardpipe.manifest import ShardInfo
 from shardpipe.quota import FOREIGN_SAFE, Quota
+from shardpipe.settings import check, integer
 from shardpipe.store.urls import is_url
 
 __all__ = ["ShardCache"]
@@ -49,8 +49,9 @@ class ShardCache:
     """
 
     def __init__(self, folder: str | os.PathLike[str], limit_bytes: int | None = None) -> None:
-        rule = f"it must be at least {_LIMIT_MIN} (1 MiB), or None"
-        check("cache_bytes", limit_bytes, limit_bytes is None or limit_bytes >= _LIMIT_MIN, rule)
+        if limit_bytes is not None:
+            limit_bytes = integer("cache_bytes", limit_bytes)
+            check("cache_bytes", limit_bytes, limit_bytes >= _LIMIT_MIN, f"it must be at least {_LIMIT_MIN} (1 MiB)")
         check("cache_dir", folder, not is_url(os.fspath(folder)), "it must be a folder of this machine, and no URL")
         self.folder = os.path.realpath(folder)
         self.limit_bytes = limit_bytes

@@ -13,13 +13,14 @@ from typing import Annotated, Any, Literal
 import typer
 
 from shardpipe import __version__
-from shardpipe.console import parse_size, print_json, print_table, progress, size_text, time_text
+from shardpipe.console import print_json, print_table, progress, size_text, time_text
 from shardpipe.errors import ConfigError, ShardpipeError
 from shardpipe.explain import given_at, plan_cost, visits
 from shardpipe.index import Index
 from shardpipe.pack import IndexReport, PackOptions, PackReport, index_tars, pack
 from shardpipe.plan import Batching
 from shardpipe.sequence import COUNT_MAX, WINDOW, BatchSequence
+from shardpipe.settings import byte_size
 from shardpipe.store.redact import shown_url
 from shardpipe.verify import verify
 
@@ -114,7 +115,7 @@ def pack_command(
 ) -> None:
     """Pack a list of audio and text into tar shards with an index. Killed and run again, it goes on."""
     options = PackOptions(
-        shard_size=None if shard_size is None else parse_size(shard_size),
+        shard_size=None if shard_size is None else byte_size("shard_size", shard_size),
         shard_samples=shard_samples,
         format=target,
         sample_rate=sample_rate,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,25 +14,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from shardpipe.errors import ConfigError, StoreError
+from shardpipe.errors import StoreError
 
-__all__ = ["Report", "parse_size", "print_json", "print_table", "progress", "size_text", "time_text"]
+__all__ = ["Report", "print_json", "print_table", "progress", "size_text", "time_text"]
 
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _SECONDS_BETWEEN_LINES = 10.0
 
 Report = Callable[[int, int, int], None]
 """Called with (done, of how many, bytes so far)."""
-
-
-def parse_size(text: str) -> int:
-    """Bytes of `512MiB`, `1.5GB` or `4096`. Raises ConfigError."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", text.strip())
-    unit = _UNITS.get(match[2].upper()) if match else None
-    if match is None or unit is None or float(match[1]) * unit < 1:
-        raise ConfigError("size", text, "it must be a number of bytes with an optional unit, such as 512MiB or 2GB")
-    return int(float(match[1]) * unit)
 
 
 def size_text(size: float) -> str:

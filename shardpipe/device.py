@@ -9,7 +9,8 @@ import numpy.typing as npt
 import torch
 
 from shardpipe.batch import Batch
-from shardpipe.errors import ConfigError, check
+from shardpipe.errors import ConfigError
+from shardpipe.settings import check
 
 __all__ = ["CudaCopier", "cuda_device", "pinned"]
 

@@ -17,7 +17,6 @@ __all__ = [
     "ShardError",
     "ShardpipeError",
     "StoreError",
-    "check",
 ]
 
 
@@ -111,9 +110,3 @@ class ConfigError(ShardpipeError):
         self.name = name
         self.value = value
         self.rule = rule
-
-
-def check(name: str, value: object, holds: bool, rule: str) -> None:
-    """Raises ConfigError for a setting unless its rule holds."""
-    if not holds:
-        raise ConfigError(name, value, rule)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
-from operator import index as whole  # numpy's integers become int, which JSON takes; 2.5 is refused
 from typing import Any, Literal
 
 import torch
@@ -21,13 +20,14 @@ from shardpipe.batch import Batch, Collate, Maker, Sample, Skipped, Transform, f
 from shardpipe.buffers import Arena
 from shardpipe.cache import ShardCache
 from shardpipe.device import CudaCopier, cuda_device, pinned
-from shardpipe.errors import ConfigError, check
+from shardpipe.errors import ConfigError
 from shardpipe.index import Index
 from shardpipe.pipeline import Pipeline
 from shardpipe.plan import Batching, Step
 from shardpipe.prefetch import WindowPrefetch, has_room
 from shardpipe.read import Payload, Reader, coalesce
 from shardpipe.sequence import COUNT_MAX, WINDOW, BatchSequence
+from shardpipe.settings import check, integer, number
 from shardpipe.store import Store, close, open_store
 from shardpipe.work import Work, works
 from shardpipe.workers import Workers
@@ -98,15 +98,17 @@ class ShardLoader:
         cache_bytes: int | None = None,
         device: str | torch.device | None = None,
     ) -> None:
-        check("sub_epochs", sub_epochs, sub_epochs >= 1, "it must be at least 1")
-        check("world_size", world_size, world_size >= 1, "it must be at least 1")
-        check("rank", rank, 0 <= rank < world_size, f"it must be in [0, world_size), which is {world_size}")
-        check("resume_samples", resume_samples, 0 <= resume_samples < COUNT_MAX, "it must be in [0, 2**63)")
+        sub_epochs = integer("sub_epochs", sub_epochs, least=1)
+        world_size = integer("world_size", world_size, least=1)
+        rank = integer("rank", rank, least=0)
+        check("rank", rank, rank < world_size, f"it must be below world_size, which is {world_size}")
+        resume_samples = integer("resume_samples", resume_samples, least=0)
+        check("resume_samples", resume_samples, resume_samples < COUNT_MAX, "it must be below 2**63")
         check("dtype", dtype, dtype in ("float32", "int16"), 'it must be "float32" or "int16"')
-        check("threads", threads, threads is None or threads >= 1, "it must be at least 1")
-        check("workers", workers, workers >= 0, "it must not be negative")
-        check("prefetch", prefetch, prefetch >= 1, "it must be at least 1")
-        check("prefetch_bytes", prefetch_bytes, prefetch_bytes >= 1, "it must be at least 1")
+        threads = None if threads is None else integer("threads", threads, least=1)
+        workers = integer("workers", workers, least=0)
+        prefetch = integer("prefetch", prefetch, least=1)
+        prefetch_bytes = integer("prefetch_bytes", prefetch_bytes, least=1)
         check("cache_bytes", cache_bytes, cache_bytes is None or cache_dir is not None, "it needs a cache_dir")
         check("device", device, device is None or collate is None, "it moves a Batch, and collate makes something else")
         check("on_error", on_error, on_error in ("raise", "skip"), 'it must be "raise" or "skip"')
@@ -114,21 +116,26 @@ class ShardLoader:
             for name, value in (("data", data), ("transform", transform), ("collate", collate)):
                 _check_picklable(name, value)
         batching = Batching(
-            batch_size=None if batch_size is None else whole(batch_size),
-            batch_seconds=None if batch_seconds is None else float(batch_seconds),
-            min_seconds=None if min_seconds is None else float(min_seconds),
-            max_seconds=None if max_seconds is None else float(max_seconds),
+            batch_size=None if batch_size is None else integer("batch_size", batch_size),
+            batch_seconds=None if batch_seconds is None else number("batch_seconds", batch_seconds),
+            min_seconds=None if min_seconds is None else number("min_seconds", min_seconds),
+            max_seconds=None if max_seconds is None else number("max_seconds", max_seconds),
         )
         index = Index.load(open_store(data))
         self._sequence = BatchSequence(
-            index, batching, seed=whole(seed), shuffle=shuffle, window=whole(window), lanes=lanes and whole(lanes)
+            index,
+            batching,
+            seed=integer("seed", seed),
+            shuffle=shuffle,
+            window=integer("window", window),
+            lanes=None if lanes is None else integer("lanes", lanes),
         )
         self._device = cuda_device(device)
         self._sub_epochs = sub_epochs
         self._rank = rank
         self._world_size = world_size
         self._threads = workers or threads or min(_THREADS_MAX, _cores())
-        self._prefetch = max(whole(prefetch), self._threads)
+        self._prefetch = max(prefetch, self._threads)
         self._prefetch_bytes = prefetch_bytes
         self._cache = None if cache_dir is None else ShardCache(cache_dir, cache_bytes)
         self._reader = Reader(index.store, index.shards, self._cache)
@@ -141,7 +148,7 @@ class ShardLoader:
             skip_errors=on_error == "skip",
         )
         self._workers = Workers(workers, self._make, prefetch_bytes) if workers else None
-        self._consumed = whole(resume_samples)
+        self._consumed = resume_samples
         self._iteration: object = None
         self.num_excluded = 0
         """Samples left out for their length so far, by all ranks together."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import warnings
 from collections.abc import Callable
 from typing import Any
+
+from tests.forking import ended, forked
 
 __all__ = ["dies_before"]
 
@@ -27,19 +28,12 @@ def dies_before(step: int, action: Callable[[], object]) -> bool:
 
         return call
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on: of forking beside threads
-        child = os.fork()
-    if not child:
-        status = 1
-        try:
-            for name in _STEPS:
-                setattr(os, name, dying(getattr(os, name)))
-            shutil.copyfile = dying(shutil.copyfile)
-            action()
-            status = 0
-        finally:
-            os._exit(status)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    def mortal() -> None:
+        for name in _STEPS:
+            setattr(os, name, dying(getattr(os, name)))
+        shutil.copyfile = dying(shutil.copyfile)
+        action()
+
+    code = ended(forked(mortal))
     assert code in (0, 9)
     return code == 9

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
-import os
 import random
 import threading
 
@@ -13,6 +12,7 @@ import pytest
 import torch
 
 from shardpipe.buffers import Arena, Place, SharedBytes
+from tests.forking import ended, forked, needs_fork
 
 MIB = 1 << 20
 
@@ -123,14 +123,11 @@ def test_what_does_not_fit_its_place_lies_elsewhere() -> None:
     assert Place(shared, None, 100).empty((1,), "uint8").shape == (1,)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
+@needs_fork
 def test_what_a_forked_process_writes_stays_its_own() -> None:
     array = Arena(MIB).empty((1000,), "uint8")
     array[:] = 1
-    if not (child := os.fork()):
-        array[:] = 2
-        os._exit(0)
-    os.waitpid(child, 0)
+    assert ended(forked(lambda: array.fill(2))) == 0
     assert set(array.tolist()) == {1}
 
 

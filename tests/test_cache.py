@@ -32,6 +32,7 @@ from shardpipe.cache import ShardCache
 from shardpipe.errors import ConfigError, StoreError
 from shardpipe.manifest import ShardInfo
 from shardpipe.publish import flush
+from tests.forking import ended, forked
 
 MIB = 1 << 20
 SHARD_SIZE = 2 * MIB
@@ -561,13 +562,14 @@ def test_a_forked_child_has_its_own_lease_and_keeps_no_other_alive(tmp_path: Pat
     (parents,) = leases(tmp_path)
     go_read, go = os.pipe()
     done, done_write = os.pipe()
-    with cache._quota._mutex:  # as another thread might
-        child = os.fork()
-    if not child:
+
+    def child_writes() -> None:
         os.read(go_read, 1)
         cache.write(shard_of(1), 100, b"def")
         os.write(done_write, b"%d" % len(leases(tmp_path)))
-        os._exit(0)
+
+    with cache._quota._mutex:  # as another thread might
+        child = forked(child_writes)
     try:
         os.close(cache._quota._lease)  # type: ignore[arg-type]
         cache._quota._lease = None  # as if killed: its lease must be void, though the child lives
@@ -575,7 +577,7 @@ def test_a_forked_child_has_its_own_lease_and_keeps_no_other_alive(tmp_path: Pat
         assert os.read(done, 10) == b"1"
         assert not parents.exists()
     finally:
-        os.waitpid(child, 0)
+        assert ended(child) == 0
         for descriptor in (go_read, go, done, done_write):
             os.close(descriptor)
     assert cache.read(shard_of(1), 100, 3) == b"def"
@@ -589,16 +591,13 @@ def test_a_cache_is_no_url() -> None:
 def test_a_child_forked_from_under_the_lock_does_not_hold_it(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path, 8 * MIB)
     with quota_module._locked(str(tmp_path)):
-        child = os.fork()
-        if not child:
-            time.sleep(60)
-            os._exit(0)
+        child = forked(lambda: time.sleep(50))
     try:
         cache.write(shard_of(1), 0, b"abc")
         assert cache.read(shard_of(1), 0, 3) == b"abc"
     finally:
         os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        assert ended(child) == -signal.SIGKILL
 
 
 WRITER = """

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from shardpipe.console import parse_size, progress, size_text, time_text
+from shardpipe.console import progress, size_text, time_text
 from shardpipe.errors import ConfigError
+from shardpipe.settings import byte_size
 from tests.speech import write_list
 
 SAMPLES = 20
@@ -148,10 +149,15 @@ def test_help_and_version() -> None:
 
 
 def test_sizes_and_times_read_well() -> None:
-    assert [parse_size(text) for text in ("512MiB", "2GB", "4096", "1.5 KiB")] == [2**29, 2 * 10**9, 4096, 1536]
+    assert [byte_size("shard_size", text) for text in ("512MiB", "2GB", "4096", "1.5 KiB")] == [
+        2**29,
+        2 * 10**9,
+        4096,
+        1536,
+    ]
     for text in ("", "MiB", "-1", "0", "1 XB", "1e3"):
         with pytest.raises(ConfigError, match="512MiB"):
-            parse_size(text)
+            byte_size("shard_size", text)
     assert [size_text(n) for n in (0, 1023, 1536, 2**30, 2**41)] == ["0 B", "1023 B", "1.5 KiB", "1.0 GiB", "2.0 TiB"]
     assert [time_text(s) for s in (4.2, 200, 7500)] == ["4.2 s", "3 min 20 s", "2 h 05 min"]
 

@@ -15,6 +15,7 @@ PACKAGE = Path(shardpipe.__file__).parent
 # A module imports from the lines above its own, never from its own line or below.
 LAYERS = [
     {"errors"},
+    {"settings"},
     {"store", "publish", "quota", "lists", "audio", "bijection", "cut", "console", "lru"},
     {"shard", "parts", "jobs", "order", "buffers", "pipeline"},
     {"manifest", "scan", "plan"},
@@ -68,7 +69,7 @@ READ_SIDE = {
     "device",
     "loader",
 }
-TRAIN_MAY_IMPORT = {"shardpipe", "loader", "batch", "errors", "bijection", "publish"}
+TRAIN_MAY_IMPORT = {"shardpipe", "loader", "batch", "errors", "settings", "bijection", "publish"}
 ENTRY_POINTS = {"cli.py", "train/cli.py", "train/__main__.py"}
 
 

@@ -263,6 +263,13 @@ def test_neighbours_are_read_together(data: Path) -> None:
         ({"batch_size": 4, "dtype": "float64"}, "dtype"),
         ({"batch_size": 4, "on_error": "ignore"}, "on_error"),
         ({"batch_size": 4, "min_seconds": 3, "max_seconds": 2}, "max_seconds"),
+        ({"batch_size": "4"}, "batch_size is '4', but it must be a whole number"),
+        ({"batch_seconds": "60"}, "batch_seconds is '60', but it must be a number"),
+        ({"batch_size": 4, "max_seconds": [2]}, "max_seconds is .*, but it must be a number"),
+        ({"batch_size": 4, "threads": "2"}, "threads is '2', but it must be a whole number"),
+        ({"batch_size": 4, "threads": 0}, "threads is 0, but it must be at least 1"),
+        ({"batch_size": 4, "rank": None}, "rank is None, but it must be a whole number"),
+        ({"batch_size": 4, "cache_dir": "c", "cache_bytes": "10GiB"}, "cache_bytes is '10GiB', but it must be a whole"),
     ],
 )
 def test_settings_are_checked_at_once(data: Path, options: dict[str, Any], name: str) -> None:

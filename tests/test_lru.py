@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from shardpipe.lru import LoadingCache
+from tests.forking import ended, forked, needs_fork
 
 
 def test_the_least_recently_used_goes_first() -> None:
@@ -70,7 +68,7 @@ def test_an_error_reaches_all_that_wait_and_is_not_kept() -> None:
     assert cache.get("a", lambda: "now", lambda _: 1) in ("now", "second load")
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
+@needs_fork
 def test_a_forked_process_waits_for_nobody() -> None:
     cache = LoadingCache(3)
     begun, go = threading.Event(), threading.Event()
@@ -80,16 +78,14 @@ def test_a_forked_process_waits_for_nobody() -> None:
         go.wait(60)
         return "a"
 
+    def mine() -> None:
+        assert cache.get("a", lambda: "mine", lambda _: 1) == "mine"
+
     with ThreadPoolExecutor(1) as pool:
         loading = pool.submit(cache.get, "a", slow, lambda _: 1)
         assert begun.wait(60)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on: of forking beside threads
-            with cache._lock:  # as another thread might
-                child = os.fork()
-        if not child:
-            signal.alarm(20)
-            os._exit(0 if cache.get("a", lambda: "mine", lambda _: 1) == "mine" else 1)
+        with cache._lock:  # as another thread might
+            child = forked(mine)
         go.set()
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert ended(child) == 0
         assert loading.result() == "a"

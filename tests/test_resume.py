@@ -337,7 +337,7 @@ def test_numpy_numbers_are_numbers_and_fractions_no_counts(data: Path) -> None:
     loader = ShardLoader(data, batch_size=np.int64(4), seed=np.int64(1), resume_samples=np.int64(5))
     assert json.loads(json.dumps(loader.state_dict())) == loader.state_dict()
     for name in ("seed", "window", "lanes", "batch_size", "resume_samples"):
-        with pytest.raises(TypeError):
+        with pytest.raises(ConfigError, match=f"{name} is 2.5, but it must be a whole number"):
             ShardLoader(data, **{"batch_size": 4, name: 2.5})
     with pytest.raises(ConfigError, match="resume_samples"):
         ShardLoader(data, batch_size=4, resume_samples=2**63)

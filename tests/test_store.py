@@ -14,7 +14,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from shardpipe.errors import StoreError
+from shardpipe.errors import ConfigError, StoreError
 from shardpipe.store import (
     CountingStore,
     FailingStore,
@@ -28,6 +28,7 @@ from shardpipe.store import (
     open_store,
     resolving,
 )
+from tests.forking import ended, forked, needs_fork
 from tests.s3 import options, upload
 
 CONTENT = bytes(range(256)) * 8
@@ -142,8 +143,42 @@ def test_opens_what_it_is_given(tmp_path: Path) -> None:
     for data in (str(tmp_path), tmp_path, f"file://{tmp_path}", LocalStore(tmp_path)):
         assert open_store(data).read("x") == b"1"
     assert isinstance(open_store("memory://somewhere"), FsspecStore)
+    assert open_store(f"file://localhost{tmp_path}").read("x") == b"1"
     with pytest.raises(StoreError, match="nosuch"):
         open_store("nosuch://place")
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("s3://", "must name a bucket, as in s3://bucket/folder"),
+        ("s3:///set", "must name a bucket"),
+        ("https://", "must name a host, as in https://host/folder"),
+        ("s3://AKIAUSER:hidden@bucket/set", "URL is 's3://bucket/set', but it came with a user name"),
+    ],
+)
+def test_a_url_that_leads_nowhere_is_refused(url: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        open_store(url)
+    assert "hidden" not in str(caught.value)
+
+
+def test_a_file_system_may_be_a_dataset_as_a_whole(memory: MemoryFileSystem) -> None:
+    memory.pipe("/x", CONTENT)
+    assert FsspecStore("memory://").read("x") == CONTENT
+
+
+@needs_fork
+def test_a_forked_process_reads_what_its_parent_has_read(s3_endpoint: str) -> None:
+    upload(s3_endpoint, "s3://forked/set", {"x": CONTENT})
+    store = FsspecStore("s3://forked/set", **options(s3_endpoint))
+    assert store.read("x") == CONTENT
+
+    def reads() -> None:
+        assert store.read("x", 10, 100) == CONTENT[10:110]
+
+    assert ended(forked(reads)) == 0
+    assert store.read("x") == CONTENT
 
 
 def test_absolute_names_lie_outside_the_root(tmp_path: Path) -> None:

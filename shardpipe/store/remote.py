@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 from typing import Any
+
+import fsspec
 
 from shardpipe.errors import StoreError
 from shardpipe.store.base import Stat, as_store_error, whole
@@ -11,7 +14,7 @@ from shardpipe.store.calling import PARALLEL, call, file_system
 from shardpipe.store.faults import refuses_range
 from shardpipe.store.redact import secrets_in, shown_url, split_url
 from shardpipe.store.retry import Retry, RetryingStore
-from shardpipe.store.urls import is_s3
+from shardpipe.store.urls import check_place, is_s3
 
 __all__ = ["FsspecStore", "stat_of"]
 
@@ -40,17 +43,31 @@ class _OneAttempt:
         self._given = (url, retry, options)
         self._retry = retry
         # A query string (an Azure SAS, say) follows every file's path.
-        self._base, self._query = split_url(url)
-        self._base = self._base.rstrip("/")
+        base, self._query = split_url(url)
+        check_place(base)
+        scheme, _, path = base.partition("://")
+        self._base = f"{scheme}://{path.rstrip('/')}"
         self.url = shown_url(self._base)
         self._secrets = secrets_in(url, options)
         self._stats: dict[str, Stat] = {}
+        self._connect()
+
+    def _connect(self) -> None:
+        _, retry, options = self._given
         with as_store_error(self.url, self._secrets):
-            self._fs, _ = file_system(
+            self._connected, _ = file_system(
                 self._base, options, connect_seconds=retry.attempt_seconds, read_seconds=retry.attempt_seconds
             )
         if is_s3(self._base):
-            self._fs.retries = 1
+            self._connected.retries = 1
+        self._process = os.getpid()
+
+    @property
+    def _fs(self) -> fsspec.AbstractFileSystem:
+        """One of this process's own: connections, and the loop that they are waited for in, outlive no fork."""
+        if self._process != os.getpid():
+            self._connect()
+        return self._connected
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._given

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from shardpipe.errors import StoreError, check
+from shardpipe.errors import StoreError
+from shardpipe.settings import check
 from shardpipe.store.base import Over, Stat, Store
 from shardpipe.store.stopping import abandoned, pause
 

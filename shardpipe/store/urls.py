@@ -8,10 +8,14 @@ from urllib.parse import urlsplit
 import fsspec
 
 from shardpipe.errors import ConfigError, StoreError
+from shardpipe.settings import check
 from shardpipe.store.base import Store, as_store_error
 from shardpipe.store.redact import shown_url
 
-__all__ = ["checked_url", "find_urls", "is_s3", "is_url", "local_path", "scheme_of", "shown_in"]
+__all__ = ["check_place", "checked_url", "find_urls", "is_s3", "is_url", "local_path", "scheme_of", "shown_in"]
+
+_HOSTED = ("s3", "s3a", "gs", "gcs", "http", "https")
+_CREDENTIALS = "Keep credentials where the client library looks for them: its environment variables or files."
 
 
 def is_url(place: str) -> bool:
@@ -21,7 +25,7 @@ def is_url(place: str) -> bool:
 
 def local_path(place: str) -> str:
     """The path of a place of this machine, written as such or as file://."""
-    return place.removeprefix("file://")
+    return re.sub(r"^file://(localhost(?=/))?", "", place)
 
 
 def shown_in(store: Store, name: str) -> str:
@@ -39,17 +43,26 @@ def is_s3(url: str) -> bool:
     return scheme_of(url) in ("s3", "s3a")
 
 
+def check_place(url: str) -> None:
+    """Raises ConfigError for a URL without its bucket or host, or with a user where none can be."""
+    scheme, shown = scheme_of(url), shown_url(url)
+    what = "host" if scheme.startswith("http") else "bucket"
+    named = scheme not in _HOSTED or shown.partition("://")[2].partition("/")[0]
+    check("URL", shown, bool(named), f"it must name a {what}, as in {scheme}://{what}/folder")
+    if is_s3(url) and "@" in urlsplit(url).netloc:
+        raise ConfigError("URL", shown, "it came with a user name, which S3 takes from elsewhere", fix=_CREDENTIALS)
+
+
 def checked_url(setting: str, url: str, *, wildcards: bool = False) -> str:
     """The URL, which may go into manifests, lists and messages. Raises ConfigError if it may hold credentials.
 
     With `wildcards`, a question mark begins a query string only where a NAME=VALUE follows.
     """
     parts, shown = urlsplit(url), shown_url(url)
-    fix = "Keep credentials where the client library looks for them: its environment variables or files."
     if "@" in parts.netloc:
-        raise ConfigError(setting, shown, "it came with a user name, which would be written down", fix=fix)
+        raise ConfigError(setting, shown, "it came with a user name, which would be written down", fix=_CREDENTIALS)
     if "=" in parts.query if wildcards else "?" in url:
-        raise ConfigError(setting, shown, "it came with a query string, which would be written down", fix=fix)
+        raise ConfigError(setting, shown, "it came with a query string, which would be written down", fix=_CREDENTIALS)
     return url
 
 

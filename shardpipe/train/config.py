@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shardpipe.errors import ConfigError
+from shardpipe.settings import byte_size
 from shardpipe.train.schedule import Amount, Decay
 
 __all__ = ["ModelSize", "TrainConfig"]
@@ -47,7 +48,7 @@ class TrainConfig:
         device: Where to compute; auto takes CUDA if it is there.
         threads: Threads of each process that read and decode audio.
         cache_dir: Folder of a local disk for what was read of a dataset elsewhere; runs and processes may share it.
-        cache_bytes: The most that cache_dir may take of its disk, all processes together.
+        cache_bytes: The most that cache_dir may take of its disk, all processes together, like 200GiB.
         on_error: What to do with samples that cannot be decoded: raise an error, or skip them; they are listed.
         save_every: Progress or time between checkpoints, like 5000samples, 200steps or 10min.
         keep: How many of the newest checkpoints to keep.
@@ -83,7 +84,7 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None
     cache_dir: str | None = None
-    cache_bytes: int | None = None
+    cache_bytes: int | str | None = None
     on_error: Literal["raise", "skip"] = "raise"
     save_every: str = "10min"
     keep: int = 3
@@ -109,9 +110,16 @@ class TrainConfig:
             raise ConfigError("resume_samples", self.resume_samples, f"--resume {self.resume} names a place already")
         if not self.resume:
             raise ConfigError("resume", self.resume, "it must be auto, never or the path of a checkpoint")
+        if self.cache_limit is not None and self.cache_dir is None:
+            raise ConfigError("cache_bytes", self.cache_bytes, "it needs a cache_dir")
         if self.save_interval.count <= 0:
             raise ConfigError("save_every", self.save_every, "it must be more than nothing")
         Amount.parse("warmup", self.warmup, clock=False)
+
+    @property
+    def cache_limit(self) -> int | None:
+        """What `cache_bytes` says."""
+        return None if self.cache_bytes is None else byte_size("cache_bytes", str(self.cache_bytes))
 
     @property
     def save_interval(self) -> Amount:

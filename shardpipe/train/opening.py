@@ -117,7 +117,7 @@ def _loader(config: TrainConfig, world: World, data: str, **options: Any) -> Sha
         world_size=world.size,
         threads=config.threads,
         cache_dir=config.cache_dir,
-        cache_bytes=config.cache_bytes,
+        cache_bytes=config.cache_limit,
         device=world.device,
         on_error=config.on_error,
         **options,

@@ -1,0 +1,49 @@
+"""What users set: numbers and sizes, or one ConfigError that says what they must be."""
+
+from __future__ import annotations
+
+import re
+from operator import index
+from typing import Any
+
+from shardpipe.errors import ConfigError
+
+__all__ = ["byte_size", "check", "integer", "number"]
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def check(name: str, value: object, holds: bool, rule: str) -> None:
+    """Raises ConfigError for a setting unless its rule holds."""
+    if not holds:
+        raise ConfigError(name, value, rule)
+
+
+def integer(name: str, value: Any, *, least: int | None = None) -> int:
+    """The int that a setting is, numpy's among them, which JSON would not take. Raises ConfigError for 2.5 and "2"."""
+    try:
+        found = index(value)
+    except TypeError:
+        raise ConfigError(name, value, "it must be a whole number") from None
+    check(name, value, least is None or found >= least, f"it must be at least {least}")
+    return found
+
+
+def number(name: str, value: Any) -> float:
+    """The float that a setting is. Raises ConfigError for what is no number, as "2.5" is none."""
+    try:
+        if not isinstance(value, str):
+            return float(value)
+    except (TypeError, ValueError):
+        pass
+    raise ConfigError(name, value, "it must be a number")
+
+
+def byte_size(name: str, text: str) -> int:
+    """Bytes of a setting like `512MiB`, `1.5GB` or `4096`. Raises ConfigError."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", text.strip())
+    unit = _UNITS.get(match[2].upper()) if match else None
+    if match is None or unit is None or float(match[1]) * unit < 1:
+        raise ConfigError(name, text, "it must be a number of bytes with an optional unit, such as 512MiB or 2GB")
+    return int(float(match[1]) * unit)
