@@ -17,7 +17,7 @@ from typing import TypeVar
 from shardpipe.errors import ShardpipeError
 from shardpipe.store import abandon_when
 
-__all__ = ["in_order"]
+__all__ = ["exit_with_parent", "in_order"]
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -87,15 +87,20 @@ def _submitted(
 def _start_worker(end: Connection) -> None:
     # Ctrl-C is the parent's to handle; and a parent that is killed must not leave its workers behind.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
     stopped = threading.Event()
     abandon_when(stopped)
 
-    def leave_with_parent() -> None:
+    def watch() -> None:
         end.poll(None)
         stopped.set()
-        parent.join()
-        os._exit(1)
+        exit_with_parent()
 
-    threading.Thread(target=leave_with_parent, daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def exit_with_parent() -> None:
+    """Ends this process once the one that started it has ended, however that was, and whatever this one is doing."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

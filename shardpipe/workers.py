@@ -1,7 +1,7 @@
 """Processes that make batches, for transforms that hold the GIL.
 
 Each has a pipe of its own: work goes in, and out comes the batch but for its audio, which it puts into memory that it
-shares with this process. It ends with the pipe, however this process ends.
+shares with this process. It ends with the pipe, and with this process whatever it is doing.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import numpy as np
 from shardpipe.batch import Maker, Padded, Skipped
 from shardpipe.buffers import Arena, Place, SharedBytes
 from shardpipe.errors import ShardpipeError
+from shardpipe.jobs import exit_with_parent
 from shardpipe.read import Payload
 from shardpipe.work import Work
 
@@ -122,6 +123,7 @@ def _interrupts_held() -> Iterator[None]:
 def _serve(connection: Connection, make: Maker, shared: SharedBytes) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # for what a transform may start
+    threading.Thread(target=exit_with_parent, daemon=True).start()  # a transform that hangs sees no end of the pipe
     with suppress(EOFError, ConnectionError):
         while True:
             connection.send_bytes(_answer(make, shared, *connection.recv()))

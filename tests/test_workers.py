@@ -149,21 +149,29 @@ def test_a_batch_outlives_its_loader(data: Path) -> None:
 
 
 KILLED = """
-import multiprocessing, os, signal, sys
+import multiprocessing, os, signal, sys, time
 from shardpipe import ShardLoader
+
+def hang(sample, rng):
+    if sample.key != "utt00000":
+        time.sleep(1000)
+    return sample
+
 if __name__ == "__main__":
-    for batch in ShardLoader(sys.argv[1], batch_size=4, workers=2):
+    hanging = {"transform": hang, "shuffle": False, "batch_size": 1} if "hanging" in sys.argv else {}
+    for batch in ShardLoader(sys.argv[1], **{"batch_size": 4, "workers": 2, **hanging}):
         print(*[process.pid for process in multiprocessing.active_children()], flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc to look processes up in")
-def test_none_is_left_when_their_parent_is_killed(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("transform", ["none", "hanging"])
+def test_none_is_left_when_their_parent_is_killed(data: Path, tmp_path: Path, transform: str) -> None:
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
     with (tmp_path / "pids").open("w") as file:  # not a pipe, which those who are left would keep open
-        done = subprocess.run([sys.executable, str(script), str(data)], stdout=file)
+        done = subprocess.run([sys.executable, str(script), str(data), transform], stdout=file)
     pids = {int(pid) for pid in (tmp_path / "pids").read_text().split()}
     assert done.returncode < 0
     assert len(pids) == 2
