@@ -42,7 +42,7 @@ def start(out: Path, flags: list[str], *, processes: int = 1) -> subprocess.Pope
     """A run in processes of its own, one thread each, so that the same work is the same bits."""
     command = [sys.executable, "-m", "shardpipe.train"]
     if processes > 1:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--log-dir", f"{out}-torchrun"]
         command = [*launcher, "--nproc-per-node", str(processes), "-m", "shardpipe.train"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     return subprocess.Popen([*command, *flags, "--out", str(out)], env=environment, stderr=subprocess.PIPE, text=True)
