@@ -6,10 +6,12 @@ shares with this process. It ends with the pipe, and with this process whatever 
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import signal
 import threading
+import time
 import traceback
 import weakref
 from collections.abc import Iterator, Mapping
@@ -17,6 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from queue import SimpleQueue
 from typing import Any
@@ -28,9 +31,13 @@ from shardpipe.buffers import Arena, Place, SharedBytes
 from shardpipe.errors import ShardpipeError
 from shardpipe.jobs import exit_with_parent
 from shardpipe.read import Payload
+from shardpipe.store import abandoned
 from shardpipe.work import Work
 
 __all__ = ["Workers"]
+
+_LOOK = 0.2  # seconds between looks at whether an answer is still wanted
+_PATIENCE = 5.0  # seconds that one may take which is not: to begin a process again takes as long
 
 
 class Workers:
@@ -50,7 +57,7 @@ class Workers:
 
     def __call__(self, work: Work, fetched: Mapping[int, Payload]) -> tuple[Any, list[Skipped]]:
         with self._lock:
-            if self._pool is None or self._pool.broken or self._pool.process != os.getpid():
+            if self._pool is None or self._pool.broken or self._pool.owner != os.getpid():
                 self._pool = _Pool(*self._given)
             pool = self._pool
         return pool.make(work, fetched)
@@ -58,19 +65,20 @@ class Workers:
 
 class _Pool:
     def __init__(self, number: int, make: Maker, size: int) -> None:
-        self.process = os.getpid()
+        self.owner = os.getpid()
         self.broken = False
         self._dtype = make.dtype
         self._arena = Arena(size, shared=True)
-        self._idle: SimpleQueue[Connection] = SimpleQueue()
+        self._idle: SimpleQueue[tuple[BaseProcess, Connection]] = SimpleQueue()
         # spawn: a fork would copy the locks of threads that do not live on in it.
         context = get_context("spawn")
         with _interrupts_held():
             for _ in range(number):
                 connection, end = context.Pipe()
-                context.Process(target=_serve, args=(end, make, self._arena.shared), daemon=True).start()
+                process = context.Process(target=_serve, args=(end, make, self._arena.shared), daemon=True)
+                process.start()
                 end.close()
-                self._idle.put(connection)
+                self._idle.put((process, connection))
                 weakref.finalize(self, connection.close)
 
     def make(self, work: Work, fetched: Mapping[int, Payload]) -> tuple[Any, list[Skipped]]:
@@ -86,10 +94,11 @@ class _Pool:
         return made, skipped
 
     def _ask(self, *question: Any) -> tuple[Exception | None, str, Any, list[Skipped]]:
-        worker = self._idle.get()
+        process, connection = worker = self._idle.get()
         try:
-            worker.send(question)
-            answer: tuple[Exception | None, str, Any, list[Skipped]] = worker.recv()
+            connection.send(question)
+            _await(process, connection)
+            answer: tuple[Exception | None, str, Any, list[Skipped]] = connection.recv()
             return answer
         except (EOFError, OSError) as error:
             self.broken = True
@@ -100,6 +109,17 @@ class _Pool:
             ) from error
         finally:
             self._idle.put(worker)
+
+
+def _await(process: BaseProcess, connection: Connection) -> None:
+    """Waits for an answer, or the end of a process; a transform that hangs does not hold up who has left the loop."""
+    given_up = math.inf
+    while not connection.poll(_LOOK):
+        if abandoned():
+            given_up = min(given_up, time.monotonic() + _PATIENCE)
+        if time.monotonic() > given_up:
+            process.kill()
+            given_up = math.inf
 
 
 class _Trace(Exception):

@@ -161,6 +161,8 @@ if __name__ == "__main__":
     hanging = {"transform": hang, "shuffle": False, "batch_size": 1} if "hanging" in sys.argv else {}
     for batch in ShardLoader(sys.argv[1], **{"batch_size": 4, "workers": 2, **hanging}):
         print(*[process.pid for process in multiprocessing.active_children()], flush=True)
+        if "leaves" in sys.argv:
+            break
         os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -176,6 +178,12 @@ def test_none_is_left_when_their_parent_is_killed(data: Path, tmp_path: Path, tr
     assert done.returncode < 0
     assert len(pids) == 2
     assert settled(lambda: not any(alive(pid) for pid in pids))
+
+
+def test_a_transform_that_hangs_holds_up_nobody_who_has_left_the_loop(data: Path, tmp_path: Path) -> None:
+    script = tmp_path / "left.py"
+    script.write_text(KILLED)
+    subprocess.run([sys.executable, str(script), str(data), "hanging", "leaves"], check=True, timeout=120)
 
 
 class OddError(Exception):

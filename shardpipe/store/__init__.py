@@ -12,7 +12,7 @@ from shardpipe.store.remote import FsspecStore
 from shardpipe.store.resolving import resolving
 from shardpipe.store.retry import Retry, RetryingStore
 from shardpipe.store.slow import SlowStore
-from shardpipe.store.stopping import abandon_when, pool
+from shardpipe.store.stopping import abandon_when, abandoned, pool
 from shardpipe.store.urls import shown_in
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Stat",
     "Store",
     "abandon_when",
+    "abandoned",
     "close",
     "open_store",
     "pool",
