@@ -129,6 +129,20 @@ def test_flac_of_unknown_length_is_counted() -> None:
     assert np.array_equal(decode(bytes(data), "flac"), decode(make_flac(10000, channels=2), "flac"))
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("dtype", ["float32", "int16"])
+def test_flac_that_holds_more_than_it_promises(channels: int, dtype: str) -> None:
+    data = bytearray(make_flac(4500, channels=channels))
+    data[24:26] = (3500).to_bytes(2, "big")
+    assert probe(bytes(data)).frames == 3500
+    for function in (
+        lambda: decode(bytes(data), "flac", dtype),
+        lambda: decode_into(bytes(data), "flac", np.empty(3500, dtype)),
+    ):
+        with pytest.raises(AudioError, match="promises 3500 frames and more can be decoded"):
+            function()
+
+
 def test_flac_that_promises_the_impossible() -> None:
     data = bytearray(make_flac(1000))
     data[21] |= 0x0F

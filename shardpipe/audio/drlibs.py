@@ -69,6 +69,7 @@ def decode_flac_into(data: Bytes, out: Samples) -> bool:
         # Both divide by the same power of two, so neither way rounds.
         read = _lib.ma_dr_flac_read_pcm_frames_f32 if floats else _lib.ma_dr_flac_read_pcm_frames_s16
         got = read(flac, len(out), _pointer(out))
+        got += read(flac, 1, _pointer(np.empty(1, out.dtype)))  # more than promised is as wrong as less
     if got != info.frames:
         raise short("flac", info.frames, got)
     return True
