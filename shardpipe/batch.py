@@ -95,10 +95,16 @@ class Maker:
     """Where the memory of padded audio comes from."""
 
     def __call__(self, work: Work, fetched: Mapping[int, Payload]) -> tuple[Any, list[Skipped]]:
-        """The batch, of payloads that have been `fetched` already and others; and what had to be skipped."""
+        """The batch, of payloads that have been `fetched` already and others; and what had to be skipped, but not again
+        in a repeat.
+        """
         skipped: list[Skipped] = []
+        made = self._made(work, fetched, skipped)
+        return made, skipped if work.real else []
+
+    def _made(self, work: Work, fetched: Mapping[int, Payload], skipped: list[Skipped]) -> Any:
         if self.transform is None and self.collate is None:
-            return self._straight(work, fetched, skipped), skipped
+            return self._straight(work, fetched, skipped)
         samples: dict[int, Sample] = {}
         for i, payload in self.reader.payloads(work.rows, fetched):
             sample = self._sample(work.rows[i], payload, work.epoch, skipped)
@@ -106,7 +112,7 @@ class Maker:
                 sample = self._transformed(self.transform, sample, work.epoch, work.ordinals[i])
             samples[i] = sample if work.real else replace(sample, weight=0.0)
         ordered = [samples[i] for i in range(len(samples))]
-        return self.collate(ordered) if self.collate else self._padded(ordered), skipped
+        return self.collate(ordered) if self.collate else self._padded(ordered)
 
     def size(self, work: Work) -> int:
         """Bytes of a batch's payloads and of its padded audio."""

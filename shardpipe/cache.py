@@ -106,7 +106,7 @@ class ShardCache:
             os.close(descriptor)
 
     def write(self, shard: ShardInfo, offset: int, data: bytes | memoryview) -> None:
-        """Keeps `data`, which the caller has checked, as what the shard holds from `offset` on."""
+        """Keeps `data` as what the shard holds from `offset` on."""
         assert 0 <= offset <= offset + len(data) <= shard.size
         if time.monotonic() < self._paused_until:
             return

@@ -20,6 +20,7 @@ from shardpipe.batch import Batch, Collate, Maker, Sample, Skipped, Transform, f
 from shardpipe.buffers import Arena
 from shardpipe.cache import ShardCache
 from shardpipe.device import CudaCopier, cuda_device, pinned
+from shardpipe.ending import Ending
 from shardpipe.errors import ConfigError
 from shardpipe.index import Index
 from shardpipe.pipeline import Pipeline
@@ -67,7 +68,8 @@ class ShardLoader:
         own. Lengths and weights stay where a loop can count by them without waiting for the device.
 
     Raises ConfigError, and StoreError or CorruptIndex for a dataset or a cache folder that cannot be opened; while
-    iterating StoreError, CorruptIndex, ShardError and AudioError.
+    iterating StoreError, CorruptIndex, ShardError, AudioError, ConfigError for samples that make no batch together, and
+    ShardpipeError if a worker dies.
     """
 
     def __init__(
@@ -151,9 +153,9 @@ class ShardLoader:
         self._consumed = resume_samples
         self._iteration: object = None
         self.num_excluded = 0
-        """Samples left out for their length so far, by all ranks together."""
+        """Samples left out for their length, by all ranks together, since this loader or its state was made."""
         self.skipped: list[Skipped] = []
-        """Samples that this rank could not decode."""
+        """Samples that this rank could not decode since then."""
 
     @property
     def num_samples(self) -> int:
@@ -199,7 +201,7 @@ class ShardLoader:
         mine = self._iteration = object()
         began, end = self._consumed, self._sequence.sub_epoch_end(self._consumed, self._sub_epochs)
         copier = CudaCopier(self._device) if self._device else None
-        with ExitStack() as stack:
+        with Ending() as stack:
             pipeline = self._pipeline(stack, copier)
             for work, (batch, skipped) in pipeline:
                 if self._iteration is not mine:
@@ -281,6 +283,7 @@ class ShardLoader:
         """
         self._consumed = self._sequence.restore(state)
         self._iteration = None
+        self.num_excluded, self.skipped = 0, []
 
 
 def _cores() -> int:

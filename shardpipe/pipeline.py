@@ -22,7 +22,6 @@ _Work = TypeVar("_Work")
 _Read = TypeVar("_Read")
 _Result = TypeVar("_Result")
 
-_NAME = "shardpipe"
 _PLANNED = 64
 """Pieces of work that are planned ahead of those begun: they take next to no memory."""
 
@@ -76,7 +75,7 @@ class Pipeline(Generic[_Work, _Read, _Result]):
         self._fault: BaseException | None = None
         self._closed = threading.Event()
         self._planner, self._readers, self._makers = (
-            ThreadPoolExecutor(number, _NAME, abandon_when, (self._closed,)) for number in (1, parallel, threads)
+            ThreadPoolExecutor(number, "shardpipe", abandon_when, (self._closed,)) for number in (1, parallel, threads)
         )
 
     def __iter__(self) -> Iterator[tuple[_Work, _Result]]:
@@ -89,10 +88,8 @@ class Pipeline(Generic[_Work, _Read, _Result]):
         self._closed.set()
         with self._changed:
             self._ended = True
-        # The garbage collector may close an abandoned pipeline, and may do so in one of its own threads.
-        wait = not threading.current_thread().name.startswith(_NAME)
         for executor in (self._planner, self._readers, self._makers):
-            executor.shutdown(wait=wait, cancel_futures=True)
+            executor.shutdown(wait=True, cancel_futures=True)
 
     def _take(self) -> _Entry[_Work, _Read, _Result] | None:
         """The next piece of work, made; it leaves room for another."""

@@ -13,7 +13,6 @@ import signal
 import threading
 import time
 import traceback
-import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -23,6 +22,7 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from queue import SimpleQueue
 from typing import Any
+from weakref import WeakSet, finalize
 
 import numpy as np
 
@@ -39,6 +39,8 @@ __all__ = ["Workers"]
 _LOOK = 0.2  # seconds between looks at whether an answer is still wanted
 _PATIENCE = 5.0  # seconds that one may take which is not: to begin a process again takes as long
 
+_workers: WeakSet[Workers] = WeakSet()
+
 
 class Workers:
     """Calls `make` in `number` processes, begun with the first call and kept as long as this object lives.
@@ -49,6 +51,10 @@ class Workers:
 
     def __init__(self, number: int, make: Maker, size: int) -> None:
         self._given = number, make, size
+        self._begin()
+        _workers.add(self)
+
+    def _begin(self) -> None:
         self._lock = threading.Lock()
         self._pool: _Pool | None = None
 
@@ -57,7 +63,7 @@ class Workers:
 
     def __call__(self, work: Work, fetched: Mapping[int, Payload]) -> tuple[Any, list[Skipped]]:
         with self._lock:
-            if self._pool is None or self._pool.broken or self._pool.owner != os.getpid():
+            if self._pool is None or self._pool.broken:
                 self._pool = _Pool(*self._given)
             pool = self._pool
         return pool.make(work, fetched)
@@ -65,7 +71,6 @@ class Workers:
 
 class _Pool:
     def __init__(self, number: int, make: Maker, size: int) -> None:
-        self.owner = os.getpid()
         self.broken = False
         self._dtype = make.dtype
         self._arena = Arena(size, shared=True)
@@ -79,7 +84,7 @@ class _Pool:
                 process.start()
                 end.close()
                 self._idle.put((process, connection))
-                weakref.finalize(self, connection.close)
+                finalize(self, connection.close)
 
     def make(self, work: Work, fetched: Mapping[int, Payload]) -> tuple[Any, list[Skipped]]:
         sent = {i: bytes(payload) if isinstance(payload, memoryview) else payload for i, payload in fetched.items()}
@@ -120,6 +125,14 @@ def _await(process: BaseProcess, connection: Connection) -> None:
         if time.monotonic() > given_up:
             process.kill()
             given_up = math.inf
+
+
+def _after_fork() -> None:
+    for workers in list(_workers):
+        workers._begin()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class _Trace(Exception):

@@ -17,7 +17,7 @@ LAYERS = [
     {"errors"},
     {"settings"},
     {"store", "publish", "quota", "lists", "audio", "bijection", "cut", "console", "lru"},
-    {"shard", "parts", "jobs", "order", "buffers", "pipeline"},
+    {"shard", "parts", "jobs", "order", "buffers", "pipeline", "ending"},
     {"manifest", "scan", "plan"},
     {"index", "cache"},
     {"sequence", "read"},

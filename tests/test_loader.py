@@ -219,6 +219,29 @@ def test_a_flipped_byte_can_be_skipped(data: Path, tmp_path: Path) -> None:
     assert loader.consumed_samples == len(weights) == SAMPLES
 
 
+def test_what_fills_an_epochs_last_step_is_not_listed_again(data: Path, tmp_path: Path) -> None:
+    folder = damaged(data, tmp_path, "utt00000")
+    ranks = [
+        ShardLoader(folder, batch_size=SAMPLES - 1, on_error="skip", shuffle=False, rank=rank, world_size=4)
+        for rank in range(4)
+    ]
+    weights = [{key: w for b in loader for key, w in zip(b.keys, b.weights.tolist())} for loader in ranks]
+    assert sum("utt00000" in of_rank for of_rank in weights) == 2, "one repeats it"
+    assert [s.key for loader in ranks for s in loader.skipped] == ["utt00000"]
+
+
+def test_what_is_counted_begins_anew_with_a_state(data: Path, tmp_path: Path) -> None:
+    loader = ShardLoader(damaged(data, tmp_path, "utt00012"), batch_size=4, on_error="skip", max_seconds=0.25)
+    state = loader.state_dict()
+    list(loader)
+    counted = loader.num_excluded, len(loader.skipped)
+    loader.load_state_dict(state)
+    assert (loader.num_excluded, loader.skipped) == (0, [])
+    list(loader)
+    assert (loader.num_excluded, len(loader.skipped)) == counted
+    assert counted[0] > 0
+
+
 def test_a_missing_shard_is_never_skipped(data: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(data, copy)

@@ -223,6 +223,55 @@ def test_the_cache_needs_a_folder(data: Path, tmp_path: Path) -> None:
         ShardLoader(data, **PLAN, cache_dir=tmp_path / "file")
 
 
+COLLECTED = """
+import faulthandler, gc, sys, threading, time
+from shardpipe import ShardLoader
+from shardpipe.store import LocalStore, SlowStore
+import shardpipe.{module} as module
+
+def collect(*arguments, **keywords):
+    name = threading.current_thread().name
+    if armed.is_set() and name.startswith("shardpipe") and not collected.is_set():
+        collected.set()
+        gc.collect()
+    return real(*arguments, **keywords)
+
+def abandon():
+    loop = iter(loader)
+    next(loop)
+    kept = [loop]
+    kept.append(kept)  # as a traceback that somebody keeps does
+    loader._cache._quota.forfeit()
+
+faulthandler.dump_traceback_later(60, exit=True)
+gc.disable()
+armed, collected = threading.Event(), threading.Event()
+real, module.{place} = module.{place}, collect
+loader = ShardLoader(
+    SlowStore(LocalStore(sys.argv[1]), 0.02), batch_size=1, window=10, lanes=1, threads=1, prefetch=64,
+    cache_dir=sys.argv[2], cache_bytes=1 << 26,
+)
+abandon()
+armed.set()
+while not collected.wait(0.01):
+    loader._cache._quota.forfeit()
+while any(thread.name.startswith("shardpipe") for thread in threading.enumerate()):
+    time.sleep(0.01)
+assert sum(len(batch.keys) for batch in loader)
+"""
+
+
+@pytest.mark.parametrize("place", ["quota.Quota._count", "prefetch.WindowPrefetch._fetch", "read.crc32"])
+def test_the_garbage_collector_may_end_a_loop_in_the_midst_of_its_threads(
+    data: Path, tmp_path: Path, place: str
+) -> None:
+    module, _, name = place.partition(".")
+    script = COLLECTED.replace("{module}", module).replace("{place}", name)
+    done = subprocess.run([sys.executable, "-c", script, str(data), str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+
+
 EPOCHS = """
 import sys
 from shardpipe import ShardLoader

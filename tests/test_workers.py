@@ -21,6 +21,7 @@ import torch
 
 from shardpipe import Batch, Sample, ShardLoader
 from shardpipe.errors import ShardError, ShardpipeError
+from tests.forking import ended, forked, needs_fork
 from tests.speech import pack_speech
 
 SAMPLES = 30
@@ -184,6 +185,15 @@ def test_a_transform_that_hangs_holds_up_nobody_who_has_left_the_loop(data: Path
     script = tmp_path / "left.py"
     script.write_text(KILLED)
     subprocess.run([sys.executable, str(script), str(data), "hanging", "leaves"], check=True, timeout=120)
+
+
+@needs_fork
+def test_a_forked_process_waits_for_no_start_of_its_parents(data: Path) -> None:
+    loader = ShardLoader(data, batch_size=4, workers=1)
+    assert loader._workers is not None
+    with loader._workers._lock:  # as another thread might, which is starting them
+        child = forked(lambda: len(list(loader)))
+    assert ended(child) == 0
 
 
 class OddError(Exception):
