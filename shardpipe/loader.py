@@ -153,7 +153,7 @@ class ShardLoader:
         self._consumed = resume_samples
         self._iteration: object = None
         self.num_excluded = 0
-        """Samples left out for their length, by all ranks together, since this loader or its state was made."""
+        """Samples left out for their length, by all ranks together, since the loader was made or a state was loaded."""
         self.skipped: list[Skipped] = []
         """Samples that this rank could not decode since then."""
 
