@@ -94,6 +94,10 @@ class Maker:
     empty: Empty = np.empty
     """Where the memory of padded audio comes from."""
 
+    def __post_init__(self) -> None:
+        for name, value in (("transform", self.transform), ("collate", self.collate)):
+            check(name, value, value is None or callable(value), "it must be a function")
+
     def __call__(self, work: Work, fetched: Mapping[int, Payload]) -> tuple[Any, list[Skipped]]:
         """The batch, of payloads that have been `fetched` already and others; and what had to be skipped, but not again
         in a repeat.

@@ -20,7 +20,7 @@ def cuda_device(device: str | torch.device | None) -> torch.device | None:
     rule = "it must be cpu or cuda"
     try:
         wanted = torch.device("cpu" if device is None else device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise ConfigError("device", device, rule) from error
     check("device", device, wanted.type in ("cpu", "cuda"), rule)
     if wanted.type == "cpu":

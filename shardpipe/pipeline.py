@@ -154,6 +154,8 @@ class Pipeline(Generic[_Work, _Read, _Result]):
         return not self._begun or (len(self._begun) < self._most_begun and self._bytes + size <= self._most_bytes)
 
     def _made(self, entry: _Entry[_Work, _Read, _Result]) -> _Result:
+        if self._closed.is_set():
+            raise RuntimeError("nobody waits for it any more")  # at the end of a script, where nothing is cancelled
         results = [read.result() for read in entry.reads]
         entry.reads.clear()  # what was read is not to live on in the futures
         return self._make(entry.work, results)

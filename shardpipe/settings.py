@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from operator import index
 from typing import Any
 
@@ -33,9 +34,9 @@ def integer(name: str, value: Any, *, least: int | None = None) -> int:
 def number(name: str, value: Any) -> float:
     """The float that a setting is. Raises ConfigError for what is no number, as "2.5" is none."""
     try:
-        if not isinstance(value, str):
+        if not isinstance(value, str | bytes | bytearray):
             return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
     raise ConfigError(name, value, "it must be a number")
 
@@ -43,7 +44,6 @@ def number(name: str, value: Any) -> float:
 def byte_size(name: str, text: str) -> int:
     """Bytes of a setting like `512MiB`, `1.5GB` or `4096`. Raises ConfigError."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", text.strip())
-    unit = _UNITS.get(match[2].upper()) if match else None
-    if match is None or unit is None or float(match[1]) * unit < 1:
-        raise ConfigError(name, text, "it must be a number of bytes with an optional unit, such as 512MiB or 2GB")
-    return int(float(match[1]) * unit)
+    size = int(Fraction(match[1]) * _UNITS.get(match[2].upper(), 0)) if match else 0
+    check(name, text, size >= 1, "it must be a number of bytes with an optional unit, such as 512MiB or 2GB")
+    return size

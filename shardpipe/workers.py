@@ -1,7 +1,8 @@
 """Processes that make batches, for transforms that hold the GIL.
 
 Each has a pipe of its own: work goes in, and out comes the batch but for its audio, which it puts into memory that it
-shares with this process. It ends with the pipe, and with this process whatever it is doing.
+shares with this process. It ends with the pipe, and with this process even in a transform, unless that never
+lets go of the GIL.
 """
 
 from __future__ import annotations
@@ -117,9 +118,13 @@ class _Pool:
 
 
 def _await(process: BaseProcess, connection: Connection) -> None:
-    """Waits for an answer, or the end of a process; a transform that hangs does not hold up who has left the loop."""
+    """Waits for an answer; a transform that hangs does not hold up who has left the loop. Raises EOFError if the
+    process ends: what it has started itself may keep the pipe from telling.
+    """
     given_up = math.inf
     while not connection.poll(_LOOK):
+        if not process.is_alive() and not connection.poll():
+            raise EOFError
         if abandoned():
             given_up = min(given_up, time.monotonic() + _PATIENCE)
         if time.monotonic() > given_up:
@@ -154,6 +159,7 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def _serve(connection: Connection, make: Maker, shared: SharedBytes) -> None:
+    os.set_inheritable(connection.fileno(), False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # for what a transform may start
     threading.Thread(target=exit_with_parent, daemon=True).start()  # a transform that hangs sees no end of the pipe

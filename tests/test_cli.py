@@ -155,7 +155,7 @@ def test_sizes_and_times_read_well() -> None:
         4096,
         1536,
     ]
-    for text in ("", "MiB", "-1", "0", "1 XB", "1e3"):
+    for text in ("", "MiB", "-1", "0", "0.5", "1 XB", "1e3"):
         with pytest.raises(ConfigError, match="512MiB"):
             byte_size("shard_size", text)
     assert [size_text(n) for n in (0, 1023, 1536, 2**30, 2**41)] == ["0 B", "1023 B", "1.5 KiB", "1.0 GiB", "2.0 TiB"]

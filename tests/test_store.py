@@ -153,7 +153,9 @@ def test_opens_what_it_is_given(tmp_path: Path) -> None:
     [
         ("s3://", "must name a bucket, as in s3://bucket/folder"),
         ("s3:///set", "must name a bucket"),
+        ("file://host/set", "URL is 'file://host/set', but it must be an absolute path, as in file:///folder"),
         ("https://", "must name a host, as in https://host/folder"),
+        ("s3://user[@bucket/set", "URL is 's3://bucket/set', but it came with a user name"),
         ("s3://AKIAUSER:hidden@bucket/set", "URL is 's3://bucket/set', but it came with a user name"),
     ],
 )

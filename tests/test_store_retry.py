@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import http.server
 import io
 import pickle
@@ -27,6 +28,7 @@ from shardpipe.store import CountingStore, FailingStore, FsspecStore, LocalStore
 from shardpipe.store.faults import may_pass
 from shardpipe.store.redact import scrub, secrets_in, shown_url
 from shardpipe.store.retry import attempted
+from tests.forking import ended, forked, needs_fork
 
 
 def passing(message: str = "busy") -> StoreError:
@@ -304,6 +306,23 @@ def website(tmp_path: Path) -> Iterator[tuple[str, list[tuple[str, str]]]]:
         yield f"127.0.0.1:{server.server_port}/set", asked
         server.shutdown()
         thread.join()
+
+
+@needs_fork
+def test_a_forked_process_leaves_its_parents_connections_alone(
+    website: tuple[str, list[tuple[str, str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "protocol_version", "HTTP/1.1")  # it keeps them open
+    place, _ = website
+    store = FsspecStore(f"http://{place}", retry=Retry(attempts=1))
+    assert store.read("x") == b"0123456789"
+
+    def reads() -> None:
+        store.read("x")
+        gc.collect()
+
+    assert ended(forked(reads)) == 0
+    assert store.read("x") == b"0123456789"
 
 
 def test_a_query_string_goes_with_every_file(website: tuple[str, list[tuple[str, str]]]) -> None:

@@ -159,10 +159,13 @@ def hang(sample, rng):
     return sample
 
 if __name__ == "__main__":
-    hanging = {"transform": hang, "shuffle": False, "batch_size": 1} if "hanging" in sys.argv else {}
-    for batch in ShardLoader(sys.argv[1], **{"batch_size": 4, "workers": 2, **hanging}):
+    hanging = {"transform": hang, "shuffle": False, "batch_size": 1, "prefetch": 30} if "hanging" in sys.argv else {}
+    loop = iter(ShardLoader(sys.argv[1], **{"batch_size": 4, "workers": 2, **hanging}))
+    for batch in loop:
         print(*[process.pid for process in multiprocessing.active_children()], flush=True)
-        if "leaves" in sys.argv:
+        if "breaks" in sys.argv:
+            loop.close()
+        if "breaks" in sys.argv or "ends" in sys.argv:
             break
         os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -181,10 +184,11 @@ def test_none_is_left_when_their_parent_is_killed(data: Path, tmp_path: Path, tr
     assert settled(lambda: not any(alive(pid) for pid in pids))
 
 
-def test_a_transform_that_hangs_holds_up_nobody_who_has_left_the_loop(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("leaves", ["breaks", "ends"])
+def test_a_transform_that_hangs_holds_up_nobody_who_has_left_the_loop(data: Path, tmp_path: Path, leaves: str) -> None:
     script = tmp_path / "left.py"
     script.write_text(KILLED)
-    subprocess.run([sys.executable, str(script), str(data), "hanging", "leaves"], check=True, timeout=120)
+    subprocess.run([sys.executable, str(script), str(data), "hanging", leaves], check=True, timeout=40)
 
 
 @needs_fork
@@ -250,6 +254,23 @@ def test_others_take_the_place_of_those_that_died(data: Path, tmp_path: Path, mo
         list(loader)
     loader.load_state_dict(ShardLoader(data, batch_size=4).state_dict())
     assert same(list(loader), list(ShardLoader(data, batch_size=4)))
+
+
+def crashes_beside_its_child(sample: Sample, rng: np.random.Generator) -> Sample:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(90)"], close_fds=False)
+    Path(os.environ["SHARDPIPE_TEST_FLAG"]).write_text(str(child.pid))
+    os._exit(3)
+
+
+def test_what_a_worker_has_started_does_not_hide_its_death(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHARDPIPE_TEST_FLAG", str(tmp_path / "pid"))
+    with pytest.raises(ShardpipeError, match="a worker process died"):
+        list(ShardLoader(data, batch_size=4, workers=1, transform=crashes_beside_its_child))
+    child = int((tmp_path / "pid").read_text())
+    assert alive(child), "nobody has waited for its end"
+    os.kill(child, signal.SIGKILL)
 
 
 def test_a_damaged_shard_is_an_error_of_its_own_kind(data: Path, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from shardpipe.store.urls import check_place, is_s3
 
 __all__ = ["FsspecStore", "stat_of"]
 
+_inherited: list[fsspec.AbstractFileSystem] = []
+
 
 class FsspecStore(RetryingStore):
     """Any URL that fsspec can open: `s3://bucket/set`, `https://host/set`, `memory://set` and so on.
@@ -66,6 +68,8 @@ class _OneAttempt:
     def _fs(self) -> fsspec.AbstractFileSystem:
         """One of this process's own: connections, and the loop that they are waited for in, outlive no fork."""
         if self._process != os.getpid():
+            # Kept, for its end would take the parent's connections from the event queue that both processes share.
+            _inherited.append(self._connected)
             self._connect()
         return self._connected
 

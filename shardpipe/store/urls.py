@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import urlsplit
 
 import fsspec
 
 from shardpipe.errors import ConfigError, StoreError
 from shardpipe.settings import check
 from shardpipe.store.base import Store, as_store_error
-from shardpipe.store.redact import shown_url
+from shardpipe.store.redact import shown_url, split_url
 
 __all__ = ["check_place", "checked_url", "find_urls", "is_s3", "is_url", "local_path", "scheme_of", "shown_in"]
 
@@ -24,8 +23,10 @@ def is_url(place: str) -> bool:
 
 
 def local_path(place: str) -> str:
-    """The path of a place of this machine, written as such or as file://."""
-    return re.sub(r"^file://(localhost(?=/))?", "", place)
+    """The path of a place of this machine, written as such or as file:///path. Raises ConfigError for file://host."""
+    path = re.sub(r"^file://(localhost(?=/))?", "", place)
+    check("URL", place, path == place or path.startswith("/"), "it must be an absolute path, as in file:///folder")
+    return path
 
 
 def shown_in(store: Store, name: str) -> str:
@@ -49,7 +50,7 @@ def check_place(url: str) -> None:
     what = "host" if scheme.startswith("http") else "bucket"
     named = scheme not in _HOSTED or shown.partition("://")[2].partition("/")[0]
     check("URL", shown, bool(named), f"it must name a {what}, as in {scheme}://{what}/folder")
-    if is_s3(url) and "@" in urlsplit(url).netloc:
+    if is_s3(url) and shown != split_url(url)[0]:
         raise ConfigError("URL", shown, "it came with a user name, which S3 takes from elsewhere", fix=_CREDENTIALS)
 
 
@@ -58,10 +59,10 @@ def checked_url(setting: str, url: str, *, wildcards: bool = False) -> str:
 
     With `wildcards`, a question mark begins a query string only where a NAME=VALUE follows.
     """
-    parts, shown = urlsplit(url), shown_url(url)
-    if "@" in parts.netloc:
+    shown, (place, query) = shown_url(url), split_url(url)
+    if shown != place:
         raise ConfigError(setting, shown, "it came with a user name, which would be written down", fix=_CREDENTIALS)
-    if "=" in parts.query if wildcards else "?" in url:
+    if "=" in query if wildcards else "?" in url:
         raise ConfigError(setting, shown, "it came with a query string, which would be written down", fix=_CREDENTIALS)
     return url
 
