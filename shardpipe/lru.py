@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from typing import Any, TypeVar
-from weakref import WeakSet
+
+from shardpipe.forks import after_fork
 
 __all__ = ["LoadingCache"]
 
 _T = TypeVar("_T")
-_caches: WeakSet[LoadingCache] = WeakSet()
 
 
 class LoadingCache:
@@ -25,7 +24,7 @@ class LoadingCache:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._begin()
-        _caches.add(self)
+        after_fork(self, LoadingCache._begin)
 
     def _begin(self) -> None:
         self._lock = threading.Lock()
@@ -71,11 +70,3 @@ class LoadingCache:
             while self._size > self._limit and len(self._kept) > 1:
                 _, (_, size) = self._kept.popitem(last=False)
                 self._size -= size
-
-
-def _after_fork() -> None:
-    for cache in list(_caches):
-        cache._begin()
-
-
-os.register_at_fork(after_in_child=_after_fork)

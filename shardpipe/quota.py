@@ -23,13 +23,13 @@ import re
 import secrets
 import threading
 import time
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from shardpipe.errors import StoreError
+from shardpipe.forks import after_fork
 
 __all__ = ["FOREIGN_SAFE", "Quota"]
 
@@ -83,7 +83,7 @@ class Quota:
         self._lease_path = ""
         self._unit, self.sees_holes = _probe(folder)
         """Bytes that the file system allocates at once, and whether it tells holes (SEEK_HOLE)."""
-        _quotas.add(self)
+        after_fork(self, Quota._begin_anew)
 
     @contextmanager
     def reserved(self, offset: int, length: int) -> Iterator[None]:
@@ -117,7 +117,7 @@ class Quota:
     def __del__(self) -> None:
         self.close()
 
-    def after_fork(self) -> None:
+    def _begin_anew(self) -> None:
         """A child has no lease, and must not keep its parent's alive."""
         self._mutex = threading.Lock()
         self._in_flight = 0
@@ -188,17 +188,6 @@ class Quota:
                 continue  # a lease given back meanwhile
             used += size
         return _Census(used, promised, evictable)
-
-
-_quotas: weakref.WeakSet[Quota] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for quota in list(_quotas):
-        quota.after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork)
 
 
 def _probe(folder: str) -> tuple[int, bool]:

@@ -23,13 +23,14 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from queue import SimpleQueue
 from typing import Any
-from weakref import WeakSet, finalize
+from weakref import finalize
 
 import numpy as np
 
 from shardpipe.batch import Maker, Padded, Skipped
 from shardpipe.buffers import Arena, Place, SharedBytes
 from shardpipe.errors import ShardpipeError
+from shardpipe.forks import after_fork
 from shardpipe.jobs import exit_with_parent
 from shardpipe.read import Payload
 from shardpipe.store import abandoned
@@ -39,8 +40,6 @@ __all__ = ["Workers"]
 
 _LOOK = 0.2  # seconds between looks at whether an answer is still wanted
 _PATIENCE = 5.0  # seconds that one may take which is not: to begin a process again takes as long
-
-_workers: WeakSet[Workers] = WeakSet()
 
 
 class Workers:
@@ -53,7 +52,7 @@ class Workers:
     def __init__(self, number: int, make: Maker, size: int) -> None:
         self._given = number, make, size
         self._begin()
-        _workers.add(self)
+        after_fork(self, Workers._begin)
 
     def _begin(self) -> None:
         self._lock = threading.Lock()
@@ -130,14 +129,6 @@ def _await(process: BaseProcess, connection: Connection) -> None:
         if time.monotonic() > given_up:
             process.kill()
             given_up = math.inf
-
-
-def _after_fork() -> None:
-    for workers in list(_workers):
-        workers._begin()
-
-
-os.register_at_fork(after_in_child=_after_fork)
 
 
 class _Trace(Exception):

@@ -15,7 +15,7 @@ PACKAGE = Path(shardpipe.__file__).parent
 # A module imports from the lines above its own, never from its own line or below.
 LAYERS = [
     {"errors"},
-    {"settings"},
+    {"settings", "forks"},
     {"store", "publish", "quota", "lists", "audio", "bijection", "cut", "console", "lru"},
     {"shard", "parts", "jobs", "order", "buffers", "pipeline", "ending"},
     {"manifest", "scan", "plan"},

@@ -342,16 +342,8 @@ def test_settings_come_from_a_file_and_flags_override_it(data: Path, tmp_path: P
         (["--data", "DATA", "--out", "OUT", "--epochs", "0"], 2, "epochs is 0, but it must be at least 1"),
         (["--data", "DATA", "--out", "OUT", "--batch-size", "2", "--batch-seconds", "2"], 2, "exactly one"),
         (["--data", "DATA", "--out", "OUT", "--device", "cuda"], 2, "no CUDA device"),
-        (
-            ["--data", "DATA", "--out", "OUT", "--cache-bytes", "2XB"],
-            2,
-            "cache_bytes is '2XB'",
-        ),
-        (
-            ["--data", "DATA", "--out", "OUT", "--cache-bytes", "2GB"],
-            2,
-            "it needs a cache_dir",
-        ),
+        (["--data", "DATA", "--out", "OUT", "--cache-bytes", "2XB"], 2, "cache_bytes is '2XB'"),
+        (["--data", "DATA", "--out", "OUT", "--cache-bytes", "2GB"], 2, "it needs a cache_dir"),
         (["--data", "DATA", "--out", "OUT", "--batch-seconds", "0.2"], 2, "utt000"),
         (["--data", "DATA", "--out", "OUT", "--init-from", "nowhere"], 1, "is no complete checkpoint"),
     ],

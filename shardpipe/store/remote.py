@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import posixpath
 from typing import Any
 
 import fsspec
 
 from shardpipe.errors import StoreError
+from shardpipe.forks import after_fork
 from shardpipe.store.base import Stat, as_store_error, whole
 from shardpipe.store.calling import PARALLEL, call, file_system
 from shardpipe.store.faults import refuses_range
@@ -18,7 +18,7 @@ from shardpipe.store.urls import check_place, is_s3
 
 __all__ = ["FsspecStore", "stat_of"]
 
-_inherited: list[fsspec.AbstractFileSystem] = []
+_inherited: list[fsspec.AbstractFileSystem | None] = []
 
 
 class FsspecStore(RetryingStore):
@@ -52,25 +52,29 @@ class _OneAttempt:
         self.url = shown_url(self._base)
         self._secrets = secrets_in(url, options)
         self._stats: dict[str, Stat] = {}
-        self._connect()
+        self._connected: fsspec.AbstractFileSystem | None = self._connect()
+        after_fork(self, _OneAttempt._disconnect)
 
-    def _connect(self) -> None:
+    def _connect(self) -> fsspec.AbstractFileSystem:
         _, retry, options = self._given
         with as_store_error(self.url, self._secrets):
-            self._connected, _ = file_system(
+            fs, _ = file_system(
                 self._base, options, connect_seconds=retry.attempt_seconds, read_seconds=retry.attempt_seconds
             )
         if is_s3(self._base):
-            self._connected.retries = 1
-        self._process = os.getpid()
+            fs.retries = 1
+        return fs
+
+    def _disconnect(self) -> None:
+        # Kept, for its end would take the parent's connections from the event queue that both processes share.
+        _inherited.append(self._connected)
+        self._connected = None
 
     @property
     def _fs(self) -> fsspec.AbstractFileSystem:
         """One of this process's own: connections, and the loop that they are waited for in, outlive no fork."""
-        if self._process != os.getpid():
-            # Kept, for its end would take the parent's connections from the event queue that both processes share.
-            _inherited.append(self._connected)
-            self._connect()
+        if self._connected is None:
+            self._connected = self._connect()
         return self._connected
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -45,12 +45,12 @@ def is_s3(url: str) -> bool:
 
 
 def check_place(url: str) -> None:
-    """Raises ConfigError for a URL without its bucket or host, or with a user where none can be."""
+    """Raises ConfigError for a URL, its query cut off, without its bucket or host, or with a user where none can be."""
     scheme, shown = scheme_of(url), shown_url(url)
     what = "host" if scheme.startswith("http") else "bucket"
     named = scheme not in _HOSTED or shown.partition("://")[2].partition("/")[0]
     check("URL", shown, bool(named), f"it must name a {what}, as in {scheme}://{what}/folder")
-    if is_s3(url) and shown != split_url(url)[0]:
+    if is_s3(url) and shown != url:
         raise ConfigError("URL", shown, "it came with a user name, which S3 takes from elsewhere", fix=_CREDENTIALS)
 
 
