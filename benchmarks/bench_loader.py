@@ -30,6 +30,8 @@ BEST_PEER = {"flac": 3.0, "wav": 4.0}
 OF_DECODER = {"flac": 0.85}
 """And to reach this share of the rate of the fastest decoder alone."""
 PROBE_FILES = 1000
+PROBES = 3
+"""Times that every setting is tried."""
 LOSSY_UTTERANCES = 2000
 LOSSY = 0.005
 """Decoders of lossy formats may differ in the padding at a file's ends."""
@@ -53,19 +55,30 @@ def check_job(corpus: Corpus, answer: dict[str, Any]) -> str:
 
 
 def best_setting(peer: Peer, corpus: Corpus, decoder: str, seconds: float) -> tuple[str, str]:
-    """(the fastest setting, all of them with their rates); a setting that fails is passed over."""
-    rates: dict[str, float] = {}
-    for setting in peer.settings:
-        try:
-            with peer.start(corpus, setting=setting, decoder=decoder) as child:
-                rates[setting] = child.ask(do="epoch", seconds=seconds)["rate"]
-        except ChildFailed as error:
-            print(f"{peer.name} with {setting} failed:\n{error}", flush=True)
-    if not rates:
-        raise ChildFailed("no setting worked")
+    """(the fastest setting, all of them with their rates): medians, for one try may meet the machine at its worst. A
+    setting that fails is passed over.
+    """
+    measures: Measures = {}
+    with ExitStack() as children:
+        for setting in peer.settings:
+            child = children.enter_context(peer.start(corpus, setting=setting, decoder=decoder))
+            measure = partial(_tried, child, seconds)
+            try:
+                measure()  # not counted: what is loaded and started first
+            except ChildFailed as error:
+                print(f"{peer.name} with {setting} failed:\n{error}", flush=True)
+            else:
+                measures[setting] = measure
+        if not measures:
+            raise ChildFailed("no setting worked")
+        rates = {setting: median(figures) for setting, figures in alternate(PROBES, measures).items()}
     said = ", ".join(f"{setting} {rate:,.0f}" for setting, rate in rates.items())
     print(f"{peer.name}, {decoder}: {said}", flush=True)
     return max(rates, key=lambda setting: rates[setting]), said
+
+
+def _tried(child: Child, seconds: float) -> float:
+    return float(child.ask(do="epoch", seconds=seconds)["rate"])
 
 
 class Contest:
@@ -122,7 +135,8 @@ class Contest:
 
             measures: Measures = {}
             for processes, kind in ((False, "threads"), (True, "processes")):
-                rates = {decoder: rate(decoder, processes, PROBE_FILES) for decoder in DECODERS[self.corpus.format]}
+                tries = {name: partial(rate, name, processes, PROBE_FILES) for name in DECODERS[self.corpus.format]}
+                rates = {name: median(figures) for name, figures in alternate(PROBES, tries).items()}
                 fastest = max(rates, key=lambda decoder: rates[decoder])
                 self.tried.append(f"{ALONE}, {kind}: " + ", ".join(f"{d} {r:,.0f}" for d, r in rates.items()))
                 name = f"{ALONE}, {kind}"
@@ -197,7 +211,7 @@ SECTION = """\
 
 {table}
 
-Tried before, utt/s of a few seconds each (or of {probe:,} files):
+Tried before, utt/s, medians of {probes} alternating tries of seconds each (the decoder alone: of {files:,} files):
 
 {notes}
 """
@@ -217,7 +231,9 @@ def main() -> int:
     parser.add_argument("--peers", nargs="*", help="modules of benchmarks/peers (default: all)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cores", type=int, default=2, help="0: all (default: %(default)s)")
-    parser.add_argument("--probe", type=float, default=4.0, help="seconds to try a setting (default: %(default)s)")
+    parser.add_argument(
+        "--probe", type=float, default=2.0, help="seconds to try a setting, each time (default: %(default)s)"
+    )
     options = parser.parse_args()
     corpora = [corpus_of(limited(options, audio_format), audio_format) for audio_format in options.formats]
     found, missing = available(PEERS, options.peers)
@@ -263,7 +279,9 @@ def limited(options: argparse.Namespace, audio_format: str) -> argparse.Namespac
 
 
 def section(contest: Contest, title: str, about: str) -> str:
-    return SECTION.format(title=title, about=about, table=contest.table(), probe=PROBE_FILES, notes=contest.notes())
+    return SECTION.format(
+        title=title, about=about, table=contest.table(), probes=PROBES, files=PROBE_FILES, notes=contest.notes()
+    )
 
 
 if __name__ == "__main__":
