@@ -23,9 +23,9 @@ from contextlib import suppress
 from typing import Any
 
 from shardpipe.manifest import ShardInfo
+from shardpipe.places import only_local
 from shardpipe.quota import FOREIGN_SAFE, Quota
 from shardpipe.settings import check, integer
-from shardpipe.store.urls import is_url
 
 __all__ = ["ShardCache"]
 
@@ -52,8 +52,7 @@ class ShardCache:
         if limit_bytes is not None:
             limit_bytes = integer("cache_bytes", limit_bytes)
             check("cache_bytes", limit_bytes, limit_bytes >= _LIMIT_MIN, f"it must be at least {_LIMIT_MIN} (1 MiB)")
-        check("cache_dir", folder, not is_url(os.fspath(folder)), "it must be a folder of this machine, and no URL")
-        self.folder = os.path.realpath(folder)
+        self.folder = os.path.realpath(only_local("cache_dir", os.fspath(folder)))
         self.limit_bytes = limit_bytes
         self._quota = Quota(self.folder, limit_bytes, _FILE)
         self._touched: dict[str, float] = {}

@@ -18,6 +18,7 @@ from shardpipe.errors import ConfigError, ShardpipeError
 from shardpipe.explain import given_at, plan_cost, visits
 from shardpipe.index import Index
 from shardpipe.pack import IndexReport, PackOptions, PackReport, index_tars, pack
+from shardpipe.places import only_local
 from shardpipe.plan import Batching
 from shardpipe.sequence import COUNT_MAX, WINDOW, BatchSequence
 from shardpipe.settings import byte_size
@@ -258,15 +259,13 @@ def plan(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Folder for what it makes.")] = Path(
-        "runs/demo"
-    ),
+    out: Annotated[str, typer.Option("-o", "--out", metavar="DIR", help="Folder for what it makes.")] = "runs/demo",
 ) -> None:
     """Pack, train, kill -9 in mid-epoch, resume, and compare with an unbroken run."""
     # Its subprocesses import torch; the other commands start without it.
     from shardpipe.demo import run_demo
 
-    if not run_demo(out).passed:
+    if not run_demo(Path(only_local("out", out))).passed:
         raise typer.Exit(1)
 
 

@@ -67,10 +67,12 @@ class Order:
             raise ConfigError("window", window, "it must be in [1, 2**48]")
         if not 1 <= lanes <= _LANES_MAX:
             raise ConfigError("lanes", lanes, "it must be in [1, 65536]")
+        if shuffle not in (True, False):
+            raise ConfigError("shuffle", shuffle, "it must be True or False")
         self.seed = seed
         self.window = window
         self.lanes = lanes
-        self.shuffle = shuffle
+        self.shuffle = bool(shuffle)
         self.num_samples = int(self.counts.sum())
         self._axes: tuple[int, tuple[Ints, Ints, Ints, _Cells]] | None = None
 

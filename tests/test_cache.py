@@ -584,7 +584,7 @@ def test_a_forked_child_has_its_own_lease_and_keeps_no_other_alive(tmp_path: Pat
 
 
 def test_a_cache_is_no_url() -> None:
-    with pytest.raises(ConfigError, match="cache_dir is 's3://bucket/cache', but it must be a folder"):
+    with pytest.raises(ConfigError, match="cache_dir is 's3://...', but it must be a path"):
         ShardCache("s3://bucket/cache", 8 * MIB)
 
 

@@ -16,6 +16,7 @@ PACKAGE = Path(shardpipe.__file__).parent
 LAYERS = [
     {"errors"},
     {"settings", "forks"},
+    {"places"},
     {"store", "publish", "quota", "lists", "audio", "bijection", "cut", "console", "lru"},
     {"shard", "parts", "jobs", "order", "buffers", "pipeline", "ending"},
     {"manifest", "scan", "plan"},
@@ -69,7 +70,7 @@ READ_SIDE = {
     "device",
     "loader",
 }
-TRAIN_MAY_IMPORT = {"shardpipe", "loader", "batch", "errors", "settings", "bijection", "publish"}
+TRAIN_MAY_IMPORT = {"shardpipe", "loader", "batch", "errors", "settings", "places", "bijection", "publish"}
 ENTRY_POINTS = {"cli.py", "train/cli.py", "train/__main__.py"}
 
 

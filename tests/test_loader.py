@@ -294,6 +294,8 @@ def test_neighbours_are_read_together(data: Path) -> None:
         ({"batch_size": 4, "device": 2.5}, "device is 2.5, but it must be cpu or cuda"),
         ({"batch_size": 4, "threads": "2"}, "threads is '2', but it must be a whole number"),
         ({"batch_size": 4, "threads": 0}, "threads is 0, but it must be at least 1"),
+        ({"batch_size": 4, "shuffle": "no"}, "shuffle is 'no', but it must be True or False"),
+        ({"batch_size": 4, "cache_dir": ""}, "cache_dir is '', but it must be a path of this machine"),
         ({"batch_size": 4, "rank": None}, "rank is None, but it must be a whole number"),
         ({"batch_size": 4, "cache_dir": "c", "cache_bytes": "10GiB"}, "cache_bytes is '10GiB', but it must be a whole"),
     ],

@@ -13,6 +13,7 @@ from pathlib import Path
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import known_implementations
 
 from shardpipe.errors import ConfigError, StoreError
 from shardpipe.store import (
@@ -146,6 +147,12 @@ def test_opens_what_it_is_given(tmp_path: Path) -> None:
     assert open_store(f"file://localhost{tmp_path}").read("x") == b"1"
     with pytest.raises(StoreError, match="nosuch"):
         open_store("nosuch://place")
+
+
+def test_a_file_system_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(known_implementations, "far", {"class": "far_away.FarFileSystem", "err": "Install far_away"})
+    with pytest.raises(StoreError, match=r"far://set: .*Install far_away.* comes with a package of its own"):
+        open_store("far://set")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from shardpipe.lists.kaldi import kaldi_directory
 from shardpipe.lists.keys import check_key, fix_key
 from shardpipe.lists.line import Entry, Utterance
 from shardpipe.lists.wenet import data_list
+from shardpipe.places import only_local
 
 __all__ = ["read_list"]
 
@@ -33,7 +34,7 @@ def read_list(
     """
     seen: dict[str, str] = {}
     empty = True
-    for entry in _entries(Path(path)):
+    for entry in _entries(Path(only_local("list", os.fspath(path)))):
         empty = False
         checked = entry if isinstance(entry, ListError) else _checked(entry, seen, fix_keys)
         if isinstance(checked, Utterance):

@@ -14,10 +14,10 @@ from typing import Protocol
 
 from shardpipe.errors import ConfigError
 from shardpipe.index import MANIFEST
+from shardpipe.places import is_url, local_path, only_local
 from shardpipe.publish import flush, publish, writing
 from shardpipe.store import Stat, Store, open_store
 from shardpipe.store.upload import Uploads
-from shardpipe.store.urls import is_url, local_path
 
 __all__ = ["JOB", "Destination", "destination_at"]
 
@@ -157,4 +157,5 @@ def destination_at(out: str | os.PathLike[str], staging: str | os.PathLike[str] 
         if staging is not None:
             raise ConfigError("staging", os.fspath(staging), f"{shown} is a folder of this machine, which needs none")
         return _Folder(Path(local_path(shown)))
-    return _Url(shown, Path(staging) if staging is not None else Path.home() / ".cache/shardpipe/packing")
+    folder = "~/.cache/shardpipe/packing" if staging is None else os.fspath(staging)
+    return _Url(shown, Path(only_local("staging", folder)))

@@ -21,11 +21,12 @@ from shardpipe.pack.growing import Rejection
 from shardpipe.pack.packing import Progress
 from shardpipe.pack.staging import Staging
 from shardpipe.parts import rows_batch
+from shardpipe.places import is_url, local_path
 from shardpipe.publish import write_file
 from shardpipe.scan import Scan, inspect
 from shardpipe.shard import ShardReader
 from shardpipe.store import LocalStore, Store, open_store
-from shardpipe.store.urls import find_urls, is_url, local_path
+from shardpipe.store.urls import find_urls
 
 __all__ = ["IndexReport", "index_tars"]
 

@@ -97,4 +97,6 @@ def as_store_error(
         else:
             what = f"cannot be {done} ({scrub(str(fault).strip() or type(fault).__name__, secrets)})"
             advice = "Check the network and the server." if transient else "Check the path and the permissions."
+            if isinstance(fault, ImportError):
+                advice = "What reads such URLs comes with a package of its own."
         raise StoreError(what, url=url, fix=fix or advice, transient=transient) from safe_cause(error, secrets)

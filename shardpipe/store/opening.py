@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
+from shardpipe.places import is_url, local_path
 from shardpipe.store.base import Store
 from shardpipe.store.local import LocalStore
 from shardpipe.store.remote import FsspecStore
-from shardpipe.store.urls import is_url, local_path
 
 __all__ = ["open_store"]
 

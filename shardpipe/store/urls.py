@@ -11,22 +11,10 @@ from shardpipe.settings import check
 from shardpipe.store.base import Store, as_store_error
 from shardpipe.store.redact import shown_url, split_url
 
-__all__ = ["check_place", "checked_url", "find_urls", "is_s3", "is_url", "local_path", "scheme_of", "shown_in"]
+__all__ = ["check_place", "checked_url", "find_urls", "is_s3", "scheme_of", "shown_in"]
 
 _HOSTED = ("s3", "s3a", "gs", "gcs", "http", "https")
 _CREDENTIALS = "Keep credentials where the client library looks for them: its environment variables or files."
-
-
-def is_url(place: str) -> bool:
-    """Whether a place is named by a URL, not by a path of this machine."""
-    return "://" in place and not place.startswith("file://")
-
-
-def local_path(place: str) -> str:
-    """The path of a place of this machine, written as such or as file:///path. Raises ConfigError for file://host."""
-    path = re.sub(r"^file://(localhost(?=/))?", "", place)
-    check("URL", place, path == place or path.startswith("/"), "it must be an absolute path, as in file:///folder")
-    return path
 
 
 def shown_in(store: Store, name: str) -> str:

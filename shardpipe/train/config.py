@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shardpipe.errors import ConfigError
+from shardpipe.places import only_local
 from shardpipe.settings import byte_size
 from shardpipe.train.schedule import Amount, Decay
 
@@ -108,8 +109,9 @@ class TrainConfig:
             raise ConfigError("resume_samples", self.resume_samples, "it must be at least 0")
         if self.resume_samples is not None and self.resume not in ("auto", "never"):
             raise ConfigError("resume_samples", self.resume_samples, f"--resume {self.resume} names a place already")
-        if not self.resume:
-            raise ConfigError("resume", self.resume, "it must be auto, never or the path of a checkpoint")
+        for name in ("out", "units", "cache_dir", "resume", "init_from"):
+            if (place := getattr(self, name)) is not None:
+                object.__setattr__(self, name, only_local(name, place))
         if self.cache_limit is not None and self.cache_dir is None:
             raise ConfigError("cache_bytes", self.cache_bytes, "it needs a cache_dir")
         if self.save_interval.count <= 0:

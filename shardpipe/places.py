@@ -1,0 +1,33 @@
+"""Places as users name them: paths of this machine, and URLs."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from shardpipe.settings import check
+
+__all__ = ["is_url", "local_path", "only_local"]
+
+
+def is_url(place: str) -> bool:
+    """Whether a place is named by a URL, not by a path of this machine."""
+    return "://" in place and not place.startswith("file://")
+
+
+def local_path(place: str) -> str:
+    """The path of a place of this machine, written as such, as ~/path or as file:///path.
+
+    Raises ConfigError for file://host, and where nothing is named.
+    """
+    check("path", place, place != "", "it must name a file or a folder")
+    path = re.sub(r"^file://(localhost(?=/))?", "", place)
+    check("URL", place, path == place or path.startswith("/"), "it must be an absolute path, as in file:///folder")
+    return os.path.expanduser(path)  # noqa: PTH111 (Path would take ./~ for a home)
+
+
+def only_local(setting: str, place: str) -> str:
+    """The path of what a setting says must lie on this machine. Raises ConfigError for what names no such path."""
+    shown = place.partition("://")[0] + "://..." if is_url(place) else place  # the rest may hold credentials
+    check(setting, shown, place != "" and not is_url(place), "it must be a path of this machine, and no URL")
+    return local_path(place)

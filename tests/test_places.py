@@ -1,0 +1,45 @@
+"""Places as users name them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shardpipe.errors import ConfigError
+from shardpipe.pack import pack
+from shardpipe.places import local_path, only_local
+from shardpipe.store import open_store
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert local_path("~/sets/x") == str(tmp_path / "home/sets/x")
+    assert local_path("./~/x") == "./~/x"
+    assert only_local("out", "~") == str(tmp_path / "home")
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("", "out is '', but it must be a path of this machine, and no URL"),
+        ("s3://user:hidden@bucket/run?token=hidden", "out is 's3://...', but it must be a path of this machine"),
+        ("memory://run", "out is 'memory://...', but it must be a path of this machine"),
+        ("file://host/run", "URL is 'file://host/run', but it must be an absolute path"),
+    ],
+)
+def test_what_is_no_place_on_this_machine(place: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        only_local("out", place)
+    assert "hidden" not in str(caught.value)
+
+
+def test_a_list_lies_on_this_machine(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"list is 's3://\.\.\.', but it must be a path"):
+        pack("s3://bucket/data.list", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_place_at_all() -> None:
+    with pytest.raises(ConfigError, match="path is '', but it must name a file or a folder"):
+        open_store("")
