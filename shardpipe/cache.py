@@ -52,7 +52,7 @@ class ShardCache:
         if limit_bytes is not None:
             limit_bytes = integer("cache_bytes", limit_bytes)
             check("cache_bytes", limit_bytes, limit_bytes >= _LIMIT_MIN, f"it must be at least {_LIMIT_MIN} (1 MiB)")
-        self.folder = os.path.realpath(only_local("cache_dir", os.fspath(folder)))
+        self.folder = os.path.realpath(only_local("cache_dir", folder))
         self.limit_bytes = limit_bytes
         self._quota = Quota(self.folder, limit_bytes, _FILE)
         self._touched: dict[str, float] = {}

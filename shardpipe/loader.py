@@ -27,7 +27,7 @@ from shardpipe.pipeline import Pipeline
 from shardpipe.plan import Batching, Step
 from shardpipe.prefetch import WindowPrefetch, has_room
 from shardpipe.read import Payload, Reader, coalesce
-from shardpipe.sequence import COUNT_MAX, WINDOW, BatchSequence
+from shardpipe.sequence import WINDOW, BatchSequence
 from shardpipe.settings import check, integer, number
 from shardpipe.store import Store, close, open_store
 from shardpipe.work import Work, works
@@ -105,7 +105,6 @@ class ShardLoader:
         rank = integer("rank", rank, least=0)
         check("rank", rank, rank < world_size, f"it must be below world_size, which is {world_size}")
         resume_samples = integer("resume_samples", resume_samples, least=0)
-        check("resume_samples", resume_samples, resume_samples < COUNT_MAX, "it must be below 2**63")
         check("dtype", dtype, dtype in ("float32", "int16"), 'it must be "float32" or "int16"')
         threads = None if threads is None else integer("threads", threads, least=1)
         workers = integer("workers", workers, least=0)

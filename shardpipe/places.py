@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import os
 import re
+from typing import Any
 
+from shardpipe.errors import ConfigError
 from shardpipe.settings import check
 
-__all__ = ["is_url", "local_path", "only_local"]
+__all__ = ["is_url", "local_path", "named", "only_local"]
+
+
+def named(setting: str, place: Any) -> str:
+    """The place that a str or a Path names, a URL's scheme in lower case. Raises ConfigError for everything else."""
+    if isinstance(place, str | os.PathLike) and isinstance(text := os.fspath(place), str):
+        scheme, mark, rest = text.partition("://")
+        return scheme.lower() + mark + rest if mark else text
+    # Its type alone, for it may hold credentials.
+    raise ConfigError(setting, type(place), "it must be a path or a URL, as a str or a Path")
 
 
 def is_url(place: str) -> bool:
@@ -26,8 +37,9 @@ def local_path(place: str) -> str:
     return os.path.expanduser(path)  # noqa: PTH111 (Path would take ./~ for a home)
 
 
-def only_local(setting: str, place: str) -> str:
+def only_local(setting: str, place: str | os.PathLike[str]) -> str:
     """The path of what a setting says must lie on this machine. Raises ConfigError for what names no such path."""
-    shown = place.partition("://")[0] + "://..." if is_url(place) else place  # the rest may hold credentials
-    check(setting, shown, place != "" and not is_url(place), "it must be a path of this machine, and no URL")
-    return local_path(place)
+    text = named(setting, place)
+    shown = text.partition("://")[0] + "://..." if is_url(text) else text  # the rest may hold credentials
+    check(setting, shown, text != "" and not is_url(text), "it must be a path of this machine, and no URL")
+    return local_path(text)

@@ -11,6 +11,8 @@ from shardpipe.errors import ConfigError
 
 __all__ = ["byte_size", "check", "integer", "number"]
 
+_INTEGER_MAX = 2**63
+
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
@@ -22,12 +24,15 @@ def check(name: str, value: object, holds: bool, rule: str) -> None:
 
 
 def integer(name: str, value: Any, *, least: int | None = None) -> int:
-    """The int that a setting is, numpy's among them, which JSON would not take. Raises ConfigError for 2.5 and "2"."""
+    """The int that a setting is, numpy's among them, which JSON would not take. Raises ConfigError for 2.5 and "2",
+    and for more than 64 bits hold, which what counts by it would refuse in its own words.
+    """
     try:
         found = index(value)
     except TypeError:
         raise ConfigError(name, value, "it must be a whole number") from None
     check(name, value, least is None or found >= least, f"it must be at least {least}")
+    check(name, value, found < _INTEGER_MAX, "it must be below 2**63")
     return found
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from shardpipe.errors import ConfigError
+from shardpipe.lists import read_list
 from shardpipe.pack import pack
 from shardpipe.places import local_path, only_local
 from shardpipe.store import open_store
@@ -32,6 +33,25 @@ def test_what_is_no_place_on_this_machine(place: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         only_local("out", place)
     assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", [None, 5, b"/hidden", []])
+def test_what_is_neither_str_nor_path(place: object) -> None:
+    for setting, call in (
+        ("data", lambda: open_store(place)),  # type: ignore[arg-type]
+        ("list", lambda: list(read_list(place))),  # type: ignore[arg-type]
+        ("out", lambda: only_local("out", place)),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(ConfigError, match=f"{setting} is <class .*>, but it must be a path or a URL") as caught:
+            call()
+        assert "hidden" not in str(caught.value)
+
+
+def test_a_scheme_may_be_written_in_capitals(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"here")
+    assert open_store(f"FILE://{tmp_path}").read("x") == b"here"
+    assert open_store("MEMORY://Folder").url == "memory://Folder"
+    assert only_local("out", f"FILE://{tmp_path}/A") == f"{tmp_path}/A"
 
 
 def test_a_list_lies_on_this_machine(tmp_path: Path) -> None:

@@ -339,5 +339,6 @@ def test_numpy_numbers_are_numbers_and_fractions_no_counts(data: Path) -> None:
     for name in ("seed", "window", "lanes", "batch_size", "resume_samples"):
         with pytest.raises(ConfigError, match=f"{name} is 2.5, but it must be a whole number"):
             ShardLoader(data, **{"batch_size": 4, name: 2.5})
-    with pytest.raises(ConfigError, match="resume_samples"):
-        ShardLoader(data, batch_size=4, resume_samples=2**63)
+    for name in ("resume_samples", "threads", "prefetch", "world_size"):
+        with pytest.raises(ConfigError, match=f"{name} is {2**63}, but it must be below"):
+            ShardLoader(data, batch_size=4, **{name: 2**63})

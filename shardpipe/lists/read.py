@@ -34,7 +34,7 @@ def read_list(
     """
     seen: dict[str, str] = {}
     empty = True
-    for entry in _entries(Path(only_local("list", os.fspath(path)))):
+    for entry in _entries(Path(only_local("list", path))):
         empty = False
         checked = entry if isinstance(entry, ListError) else _checked(entry, seen, fix_keys)
         if isinstance(checked, Utterance):

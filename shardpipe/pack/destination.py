@@ -14,7 +14,7 @@ from typing import Protocol
 
 from shardpipe.errors import ConfigError
 from shardpipe.index import MANIFEST
-from shardpipe.places import is_url, local_path, only_local
+from shardpipe.places import is_url, local_path, named, only_local
 from shardpipe.publish import flush, publish, writing
 from shardpipe.store import Stat, Store, open_store
 from shardpipe.store.upload import Uploads
@@ -152,10 +152,10 @@ def _files(folder: Path, pattern: str) -> dict[str, Stat]:
 
 def destination_at(out: str | os.PathLike[str], staging: str | os.PathLike[str] | None) -> Destination:
     """The destination that a user names. Raises ConfigError for a URL that holds credentials."""
-    shown = os.fspath(out)
+    shown = named("out", out)
     if not is_url(shown):
         if staging is not None:
-            raise ConfigError("staging", os.fspath(staging), f"{shown} is a folder of this machine, which needs none")
+            found = only_local("staging", staging)
+            raise ConfigError("staging", found, f"{shown} is a folder of this machine, which needs none")
         return _Folder(Path(local_path(shown)))
-    folder = "~/.cache/shardpipe/packing" if staging is None else os.fspath(staging)
-    return _Url(shown, Path(only_local("staging", folder)))
+    return _Url(shown, Path(only_local("staging", "~/.cache/shardpipe/packing" if staging is None else staging)))

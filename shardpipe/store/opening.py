@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from shardpipe.places import is_url, local_path
+from shardpipe.places import is_url, local_path, named
 from shardpipe.store.base import Store
 from shardpipe.store.local import LocalStore
 from shardpipe.store.remote import FsspecStore
@@ -13,8 +13,11 @@ __all__ = ["open_store"]
 
 
 def open_store(data: str | os.PathLike[str] | Store) -> Store:
-    """The store for a directory, a `file://` or other fsspec URL, or a store itself."""
+    """The store for a directory, a `file://` or other fsspec URL, or a store itself.
+
+    Raises ConfigError and StoreError.
+    """
     if isinstance(data, Store):
         return data
-    url = os.fspath(data)
+    url = named("data", data)
     return FsspecStore(url) if is_url(url) else LocalStore(local_path(url))
