@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardpipe.errors import StoreError
-from shardpipe.store import CountingStore, FailingStore, Fault, LocalStore, SlowStore
+from shardpipe.store import CountingStore, FailingStore, Fault, LocalStore, SlowStore, abandon_when
 from shardpipe.store.slow import SharedLine
 
 CONTENT = bytes(range(256)) * 8
@@ -44,6 +45,20 @@ def test_a_schedule_says_which_request_fails_and_how(tmp_path: Path, as_function
     with pytest.raises(StoreError, match="reset after 0 bytes"):
         store.stat("x")
     assert store.stat("x").size == len(CONTENT)
+
+
+@pytest.mark.parametrize("line", [(3600.0,), (0.0, 1e-3)])
+def test_a_slow_store_gives_up_what_nobody_waits_for(tmp_path: Path, line: tuple[float, ...]) -> None:
+    (tmp_path / "x").write_bytes(CONTENT)
+    stopped = threading.Event()
+    store = SlowStore(LocalStore(tmp_path), *line)
+    with ThreadPoolExecutor(1, initializer=abandon_when, initargs=(stopped,)) as threads:
+        reading = threads.submit(store.read, "x")
+        with pytest.raises(TimeoutError):
+            reading.result(0.05)
+        stopped.set()
+        with pytest.raises(StoreError, match="x: given up"):
+            reading.result(60)
 
 
 def test_a_line_is_shared_equally() -> None:

@@ -8,7 +8,10 @@ import threading
 import time
 from typing import Any
 
+from shardpipe.errors import StoreError
 from shardpipe.store.base import Over, Stat, Store
+from shardpipe.store.stopping import abandoned, pause
+from shardpipe.store.urls import shown_in
 
 __all__ = ["SharedLine", "SlowStore"]
 
@@ -41,18 +44,18 @@ class SlowStore(Over):
     def stat(self, name: str) -> Stat:
         answered = time.monotonic() + self._latency
         found = self._inner.stat(name)
-        _sleep_until(answered)
+        self._wait_until(answered, name)
         return found
 
     def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         answered = time.monotonic() + self._latency
         data = self._inner.read(name, offset, length)
-        _sleep_until(answered)
+        self._wait_until(answered, name)
         if data and not math.isinf(self._rate):
-            self._carry(len(data), answered)
+            self._carry(name, len(data), answered)
         return data
 
-    def _carry(self, size: int, start: float) -> None:
+    def _carry(self, name: str, size: int, start: float) -> None:
         with self._lock:
             goal = self._line.begin(size, start)
         while True:
@@ -60,7 +63,14 @@ class SlowStore(Over):
                 end = self._line.earliest_end(goal, time.monotonic())
             if end is None:
                 return
-            _sleep_until(end)
+            self._wait_until(end, name)
+
+    def _wait_until(self, moment: float, name: str) -> None:
+        if (left := moment - time.monotonic()) > 0:
+            pause(left)
+        if abandoned():
+            url = shown_in(self, name)
+            raise StoreError("given up, for nobody waits for it any more", url=url, fix="Read it in another loop.")
 
 
 def _open(inner: Store, latency: float, rate: float, parallel: int) -> SlowStore:
@@ -108,8 +118,3 @@ class SharedLine:
                 self._shared = heapq.heappop(self._goals)
                 self._time = end
         self._time = max(self._time, now)
-
-
-def _sleep_until(moment: float) -> None:
-    if (left := moment - time.monotonic()) > 0:
-        time.sleep(left)
