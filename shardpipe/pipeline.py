@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Generic, TypeVar
 
+from shardpipe.forks import after_fork
 from shardpipe.store import abandon_when
 
 __all__ = ["Pipeline"]
@@ -66,17 +67,28 @@ class Pipeline(Generic[_Work, _Read, _Result]):
         self._most_bytes = most_bytes
         # Without round trips to hide, nothing is gained by beginning more than what is being made.
         self._most_begun = most_made if parallel == 1 else most_made + 4 * parallel
+        self._threads = (1, parallel, threads)
+        self._ended = False
+        self._fault: BaseException | None = None
+        self._start()
+        after_fork(self, Pipeline._orphan)
+
+    def _start(self) -> None:
         self._planned: deque[_Entry[_Work, _Read, _Result]] = deque()
         self._begun: deque[_Entry[_Work, _Read, _Result]] = deque()
         self._bytes = 0
         self._changed = threading.Condition()
         self._planning = False
-        self._ended = False
-        self._fault: BaseException | None = None
         self._closed = threading.Event()
         self._planner, self._readers, self._makers = (
-            ThreadPoolExecutor(number, "shardpipe", abandon_when, (self._closed,)) for number in (1, parallel, threads)
+            ThreadPoolExecutor(number, "shardpipe", abandon_when, (self._closed,)) for number in self._threads
         )
+
+    def _orphan(self) -> None:
+        """In a forked process, which has none of the threads: it can but close."""
+        self._start()
+        self._ended = True
+        self._fault = RuntimeError("this loop was begun in another process: begin another `for`")
 
     def __iter__(self) -> Iterator[tuple[_Work, _Result]]:
         while (entry := self._take()) is not None:

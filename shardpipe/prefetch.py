@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from shardpipe.errors import ShardpipeError
+from shardpipe.forks import after_fork
 from shardpipe.plan import Step
 from shardpipe.read import Reader
 from shardpipe.sequence import BatchSequence
@@ -50,6 +51,10 @@ class WindowPrefetch:
         self._reached: set[tuple[int, int]] = set()
         self._starts: deque[tuple[int, tuple[int, int]]] = deque()
         self._due: deque[tuple[int, tuple[int, int], list[tuple[int, int, int]]]] = deque()
+        self._start()
+        after_fork(self, WindowPrefetch._start)
+
+    def _start(self) -> None:
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._threads = ThreadPoolExecutor(_THREADS, "shardpipe", abandon_when, (self._closed,))

@@ -6,11 +6,13 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from shardpipe.pipeline import Pipeline
+from tests.forking import ended, forked, needs_fork
 
 
 def pipeline(plan: Iterator[int], **options: Any) -> Pipeline[int, Any, Any]:
@@ -201,3 +203,32 @@ def test_closing_ends_an_endless_plan_at_once() -> None:
     working.close()
     working.close()
     assert not threads()
+
+
+@needs_fork
+def test_a_forked_process_leaves_a_loop_and_cannot_go_on_with_it() -> None:
+    locked, go = threading.Event(), threading.Event()
+
+    def reads(work: int) -> list[Callable[[], None]]:
+        if work == 2:
+            locked.set()  # a thread holds the pipeline's lock here, and in a forked process for ever
+            go.wait()
+        return []
+
+    given = pipeline(iter(range(9)), reads=reads)
+    loop = iter(given)
+
+    def leave() -> None:
+        with pytest.raises(RuntimeError, match="begun in another process: begin another `for`"):
+            next(loop)
+        given.close()
+
+    with ThreadPoolExecutor(1) as others:
+        first = others.submit(next, iter(given))
+        locked.wait()
+        child = forked(leave)
+        go.set()
+        assert first.result() == (0, 0)
+    assert ended(child) == 0
+    assert [work for work, _ in given] == list(range(1, 9))
+    given.close()

@@ -59,6 +59,7 @@ def test_a_slow_store_gives_up_what_nobody_waits_for(tmp_path: Path, line: tuple
         stopped.set()
         with pytest.raises(StoreError, match="x: given up"):
             reading.result(60)
+    assert not store._line._goals
 
 
 def test_a_line_is_shared_equally() -> None:
@@ -76,6 +77,15 @@ def test_a_line_is_shared_equally() -> None:
     assert line.earliest_end(long, now=4.6) is None
     # It stood idle since: what was not used then is gone.
     assert line.earliest_end(line.begin(100, now=9.0), now=9.0) == pytest.approx(10.0)
+
+
+def test_who_leaves_a_line_leaves_it_to_the_others() -> None:
+    line = SharedLine(100.0)
+    stays, leaves = line.begin(300, now=0.0), line.begin(500, now=0.0)
+    line.leave(leaves, now=2.0)
+    assert line.earliest_end(stays, now=2.0) == pytest.approx(4.0)
+    line.leave(stays, now=5.0)  # it has ended before
+    assert line.earliest_end(line.begin(100, now=5.0), now=5.0) == pytest.approx(6.0)
 
 
 @given(st.lists(st.tuples(st.integers(0, 5000), st.integers(1, 1000)), min_size=1, max_size=20))

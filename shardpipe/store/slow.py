@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from shardpipe.errors import StoreError
+from shardpipe.forks import after_fork
 from shardpipe.store.base import Over, Stat, Store
 from shardpipe.store.stopping import abandoned, pause
 from shardpipe.store.urls import shown_in
@@ -31,7 +32,11 @@ class SlowStore(Over):
         self._parallel = parallel
         self._latency = latency_seconds
         self._rate = bytes_per_second
-        self._line = SharedLine(bytes_per_second)
+        self._begin()
+        after_fork(self, SlowStore._begin)
+
+    def _begin(self) -> None:
+        self._line = SharedLine(self._rate)
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -58,12 +63,16 @@ class SlowStore(Over):
     def _carry(self, name: str, size: int, start: float) -> None:
         with self._lock:
             goal = self._line.begin(size, start)
-        while True:
+        try:
+            while (end := self._end(goal)) is not None:
+                self._wait_until(end, name)
+        finally:
             with self._lock:
-                end = self._line.earliest_end(goal, time.monotonic())
-            if end is None:
-                return
-            self._wait_until(end, name)
+                self._line.leave(goal, time.monotonic())
+
+    def _end(self, goal: float) -> float | None:
+        with self._lock:
+            return self._line.earliest_end(goal, time.monotonic())
 
     def _wait_until(self, moment: float, name: str) -> None:
         if (left := moment - time.monotonic()) > 0:
@@ -107,6 +116,13 @@ class SharedLine:
             return None
         # Each has still to come what it lacks, but of the longer ones no more than this one gets.
         return self._time + sum(min(other, goal) - self._shared for other in self._goals) / self._rate
+
+    def leave(self, goal: float, now: float) -> None:
+        """Ends a transfer, whatever it still lacks."""
+        self._advance(now)
+        if goal in self._goals:
+            self._goals.remove(goal)
+            heapq.heapify(self._goals)
 
     def _advance(self, now: float) -> None:
         while self._goals and self._time < now:

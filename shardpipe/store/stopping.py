@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -49,6 +50,9 @@ def _abandon_all() -> None:
     for stopped in list(_given):
         stopped.set()
 
+
+# A forked process has none of their threads, one of which may hold the lock of its event.
+os.register_at_fork(after_in_child=_given.clear)
 
 # A script may end with a loop half way. Python then has the threads of executors finish all that waits for them, unless
 # it hears of this before: such functions are called last in, first out, and atexit's when all is over.
