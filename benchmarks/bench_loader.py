@@ -11,6 +11,7 @@ if a target is missed.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -58,27 +59,31 @@ def best_setting(peer: Peer, corpus: Corpus, decoder: str, seconds: float) -> tu
     """(the fastest setting, all of them with their rates): medians, for one try may meet the machine at its worst. A
     setting that fails is passed over.
     """
+    failed: list[str] = []
+
+    def tried(setting: str, child: Child) -> float:
+        if setting not in failed:
+            try:
+                return float(child.ask(do="epoch", seconds=seconds)["rate"])
+            except ChildFailed as error:
+                print(f"{peer.name} with {setting} failed:\n{error}", flush=True)
+                failed.append(setting)
+        return math.nan
+
     measures: Measures = {}
     with ExitStack() as children:
         for setting in peer.settings:
             child = children.enter_context(peer.start(corpus, setting=setting, decoder=decoder))
-            measure = partial(_tried, child, seconds)
-            try:
-                measure()  # not counted: what is loaded and started first
-            except ChildFailed as error:
-                print(f"{peer.name} with {setting} failed:\n{error}", flush=True)
-            else:
-                measures[setting] = measure
-        if not measures:
-            raise ChildFailed("no setting worked")
-        rates = {setting: median(figures) for setting, figures in alternate(PROBES, measures).items()}
-    said = ", ".join(f"{setting} {rate:,.0f}" for setting, rate in rates.items())
+            measures[setting] = partial(tried, setting, child)
+            measures[setting]()  # not counted: what is loaded and started first
+        figures = alternate(PROBES, measures)
+    rates = {setting: median(figures[setting]) for setting in measures if setting not in failed}
+    if not rates:
+        raise ChildFailed("no setting worked")
+    figures_said = [f"{setting} {rate:,.0f}" for setting, rate in rates.items()]
+    said = ", ".join(figures_said + [f"{setting} failed" for setting in failed])
     print(f"{peer.name}, {decoder}: {said}", flush=True)
     return max(rates, key=lambda setting: rates[setting]), said
-
-
-def _tried(child: Child, seconds: float) -> float:
-    return float(child.ask(do="epoch", seconds=seconds)["rate"])
 
 
 class Contest:
