@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 from shardpipe.errors import ConfigError
@@ -13,10 +14,9 @@ __all__ = ["is_url", "local_path", "named", "only_local"]
 
 
 def named(setting: str, place: Any) -> str:
-    """The place that a str or a Path names, a URL's scheme in lower case. Raises ConfigError for everything else."""
+    """The place that a str or a Path names. Raises ConfigError for everything else."""
     if isinstance(place, str | os.PathLike) and isinstance(text := os.fspath(place), str):
-        scheme, mark, rest = text.partition("://")
-        return scheme.lower() + mark + rest if mark else text
+        return text
     # Its type alone, for it may hold credentials.
     raise ConfigError(setting, type(place), "it must be a path or a URL, as a str or a Path")
 
@@ -33,13 +33,23 @@ def local_path(place: str) -> str:
     """
     check("path", place, place != "", "it must name a file or a folder")
     path = re.sub(r"^file://(localhost(?=/))?", "", place)
-    check("URL", place, path == place or path.startswith("/"), "it must be an absolute path, as in file:///folder")
-    return os.path.expanduser(path)  # noqa: PTH111 (Path would take ./~ for a home)
+    whole = path == place or path.startswith("/")
+    check("URL", _shown(place), whole, "it must be an absolute path, as in file:///folder")
+    expanded = os.path.expanduser(path)  # noqa: PTH111 (Path would take ./~ for a home)
+    homeless = path == expanded and path.split("/")[0] == "~"
+    check("path", path, not homeless, "it must be the whole path, for this user has no home folder")
+    # A name that begins so would be a home again to those who get it without the ./ before it.
+    return str(Path.cwd() / expanded) if os.path.normpath(expanded).startswith("~") else expanded
 
 
 def only_local(setting: str, place: str | os.PathLike[str]) -> str:
     """The path of what a setting says must lie on this machine. Raises ConfigError for what names no such path."""
     text = named(setting, place)
-    shown = text.partition("://")[0] + "://..." if is_url(text) else text  # the rest may hold credentials
-    check(setting, shown, text != "" and not is_url(text), "it must be a path of this machine, and no URL")
+    check(setting, _shown(text), text != "" and not is_url(text), "it must be a path of this machine, and no URL")
     return local_path(text)
+
+
+def _shown(place: str) -> str:
+    """A path as it is; of a URL the scheme alone, for the rest may hold credentials."""
+    scheme, mark, _ = place.partition("://")
+    return f"{scheme.rpartition('@')[2]}://..." if mark else place

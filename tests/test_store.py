@@ -160,10 +160,11 @@ def test_a_file_system_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) ->
     [
         ("s3://", "must name a bucket, as in s3://bucket/folder"),
         ("s3:///set", "must name a bucket"),
-        ("file://host/set", "URL is 'file://host/set', but it must be an absolute path, as in file:///folder"),
+        ("file://host/set", r"URL is 'file://\.\.\.', but it must be an absolute path, as in file:///folder"),
         ("https://", "must name a host, as in https://host/folder"),
         ("s3://user[@bucket/set", "URL is 's3://bucket/set', but it came with a user name"),
         ("s3://AKIAUSER:hidden@bucket/set", "URL is 's3://bucket/set', but it came with a user name"),
+        ("s3://AKIAUSER:hid/hidden@bucket/set", "URL is 's3://bucket/set', but it came with a user name"),
     ],
 )
 def test_a_url_that_leads_nowhere_is_refused(url: str, message: str) -> None:

@@ -202,6 +202,9 @@ def test_faults_that_stay(error: Exception) -> None:
         ("ftp://p%40ss:x@y@host/a@b/c", "ftp://host/a@b/c"),
         ("https://token@host", "https://host"),
         ("simplecache::s3://me:hunter22@bucket/set", "simplecache::s3://bucket/set"),
+        ("s3://me:hun/ter/22@bucket/set?x=1", "s3://bucket/set"),
+        ("simplecache::gs://me:hun/ter22@bucket/set", "simplecache::gs://bucket/set"),
+        ("s3://bucket/a:b@c/set", "s3://bucket/a:b@c/set"),
         ("/data/a?b", "/data/a?b"),
     ],
 )
@@ -213,6 +216,8 @@ def test_a_url_is_shown_without_what_is_secret(url: str, shown: str) -> None:
     ("text", "scrubbed"),
     [
         ("cannot open https://a:b@h/x?sig=1 now", "cannot open https://h/x now"),
+        ("cannot open s3://me:hun/ter22@b/x now", "cannot open s3://b/x now"),
+        ("cannot open s3://b/x: mail a@b", "cannot open s3://b/x: mail a@b"),
         ("x-amz-security-token: FwoGZX, next", "x-amz-security-token: ***, next"),
         ("{'aws_secret_access_key': 'wJalr/X', 'region': 'r'}", "{'aws_secret_access_key': '***', 'region': 'r'}"),
         ("Authorization: Bearer abc.def", "Authorization: ***"),

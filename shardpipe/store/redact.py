@@ -10,12 +10,17 @@ from urllib.parse import quote, unquote
 
 __all__ = ["safe_cause", "scrub", "secrets_in", "shown_url", "split_url"]
 
+# The secret key of a bucket's user may hold slashes, and its name no colon.
+_BUCKET = re.compile(
+    r"(?P<scheme>(?:[^/]*::)?(?:s3a?|gc?s)://)(?P<user>[^/?:]*:[^?]*)@(?P<place>[^?]*)(?P<query>\?.*)?", re.DOTALL
+)
 _URL = re.compile(r"(?P<scheme>[^/]+://)(?:(?P<user>[^/?]*)@)?(?P<place>[^?]*)(?P<query>\?.*)?", re.DOTALL)
 _SECRET_OPTION = re.compile(r"key|secret|token|pass|pwd|cred|auth|sas|sign|connection_string", re.IGNORECASE)
 _HIDDEN = "***"
 
 # What gives itself away in a text whose origin is unknown.
 _GENERIC = (
+    (re.compile(r"(?<=s3://)[^/\s'\"?:]*:[^\s'\"?]*@"), ""),
     (re.compile(r"(?<=://)[^/\s'\"]*@"), ""),
     (re.compile(r"(://[^\s?'\"]*)\?[^\s'\")]*"), r"\1"),
     (
@@ -30,22 +35,26 @@ _GENERIC = (
 )
 
 
+def _parsed(url: str) -> re.Match[str] | None:
+    return _BUCKET.fullmatch(url) or _URL.fullmatch(url)
+
+
 def split_url(url: str) -> tuple[str, str]:
     """A URL without its query string, and that with its question mark ("" if there is none)."""
-    match = _URL.fullmatch(url)
+    match = _parsed(url)
     query = (match["query"] or "") if match else ""
     return url.removesuffix(query), query
 
 
 def shown_url(url: str) -> str:
     """A URL without user, password and query string: what may be printed and written down."""
-    match = _URL.fullmatch(url)
+    match = _parsed(url)
     return match["scheme"] + match["place"] if match else url
 
 
 def secrets_in(url: str, options: Mapping[str, Any]) -> frozenset[str]:
     """The texts in a URL and in the options of its file system that must not be shown, plain and percent-encoded."""
-    match = _URL.fullmatch(url)
+    match = _parsed(url)
     found = set(_option_values(options))
     if match:
         found |= set((match["user"] or "").split(":", 1))
