@@ -12,10 +12,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
+try:
+    import matplotlib
+    from matplotlib import pyplot
     from matplotlib.axes import Axes
+except ModuleNotFoundError as error:
+    # Now, and not when there is something to draw after an hour.
+    raise SystemExit(f"{error}: `make bench-env` installs what benchmarks need") from None
 
 __all__ = ["RESULTS", "Checks", "Figure", "bars", "machine", "table", "write_results"]
 
@@ -79,14 +84,9 @@ def write_results(theme: str, text: str, *, packages: Sequence[str], figure: Fig
 
 
 class Figure:
-    """Some panels, two in a row. Drawing needs matplotlib, which is in the extra `bench`."""
+    """Some panels, two in a row."""
 
     def __init__(self, panels: int, *, width: float = 6.0, height: float = 4.2) -> None:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-
         style: dict[str, Any] = {
             "axes.spines.top": False,
             "axes.spines.right": False,
@@ -98,6 +98,7 @@ class Figure:
             "font.size": 9,
             "legend.frameon": False,
         }
+        matplotlib.use("Agg")
         pyplot.rcParams.update(style)
         columns = min(panels, 2)
         rows = -(-panels // columns)
