@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Generic, TypeVar
 
-from shardpipe.forks import after_fork
+from shardpipe.forks import after_fork, keep
 from shardpipe.store import abandon_when
 
 __all__ = ["Pipeline"]
@@ -86,6 +86,7 @@ class Pipeline(Generic[_Work, _Read, _Result]):
 
     def _orphan(self) -> None:
         """In a forked process, which has none of the threads: it can but close."""
+        keep(self._begun)  # what is made may lie in page-locked memory, which only the parent can free
         self._start()
         self._ended = True
         self._fault = RuntimeError("this loop was begun in another process: begin another `for`")

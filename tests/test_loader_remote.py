@@ -16,9 +16,15 @@ import pytest
 import torch
 
 from shardpipe import Batch, ShardLoader
+from shardpipe.cache import ShardCache
 from shardpipe.errors import ConfigError, ShardError, StoreError
 from shardpipe.index import Index
+from shardpipe.plan import Batching
+from shardpipe.prefetch import WindowPrefetch
+from shardpipe.read import Reader
+from shardpipe.sequence import BatchSequence
 from shardpipe.store import CountingStore, FailingStore, LocalStore, Retry, RetryingStore, SlowStore, Stat, Store
+from tests.forking import ended, forked, needs_fork
 from tests.speech import pack_speech
 
 SAMPLES = 60
@@ -270,6 +276,17 @@ def test_the_garbage_collector_may_end_a_loop_in_the_midst_of_its_threads(
     done = subprocess.run([sys.executable, "-c", script, str(data), str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not done.stderr
+
+
+@needs_fork
+def test_a_forked_process_closes_the_windows_of_its_parent(data: Path, tmp_path: Path) -> None:
+    index = Index.load(LocalStore(data))
+    sequence = BatchSequence(index, Batching(batch_size=4), window=10, lanes=2)
+    prefetch = WindowPrefetch(sequence, Reader(index.store, index.shards, ShardCache(tmp_path)), 0)
+    with prefetch._lock:  # as another thread might
+        child = forked(lambda: (prefetch.made(0), prefetch.close()))
+    assert ended(child) == 0
+    prefetch.close()
 
 
 EPOCHS = """

@@ -232,3 +232,30 @@ def test_a_forked_process_leaves_a_loop_and_cannot_go_on_with_it() -> None:
     assert ended(child) == 0
     assert [work for work, _ in given] == list(range(1, 9))
     given.close()
+
+
+@needs_fork
+def test_what_is_made_is_not_let_go_of_in_a_forked_process() -> None:
+    made: list[int] = []
+    gone: list[int] = []
+
+    class Made:
+        def __init__(self, work: int) -> None:
+            made.append(work)
+
+        def __del__(self) -> None:
+            gone.append(1)
+
+    given = pipeline(iter(range(9)), make=lambda work, read: Made(work))
+    loop = iter(given)
+    first = next(loop)
+    assert settled(lambda: len(made) == 5)
+
+    def leave() -> None:
+        loop.close()
+        given.close()
+        assert not gone
+
+    assert ended(forked(leave)) == 0
+    del first
+    given.close()

@@ -217,6 +217,7 @@ def test_a_url_is_shown_without_what_is_secret(url: str, shown: str) -> None:
     [
         ("cannot open https://a:b@h/x?sig=1 now", "cannot open https://h/x now"),
         ("cannot open s3://me:hun/ter22@b/x now", "cannot open s3://b/x now"),
+        ("no bucket 'gcs://me:hun/ter22@b'", "no bucket 'gcs://b'"),
         ("cannot open s3://b/x: mail a@b", "cannot open s3://b/x: mail a@b"),
         ("x-amz-security-token: FwoGZX, next", "x-amz-security-token: ***, next"),
         ("{'aws_secret_access_key': 'wJalr/X', 'region': 'r'}", "{'aws_secret_access_key': '***', 'region': 'r'}"),

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from shardpipe.errors import StoreError
 from shardpipe.store import CountingStore, FailingStore, Fault, LocalStore, SlowStore, abandon_when
 from shardpipe.store.slow import SharedLine
+from shardpipe.store.stopping import _abandon_all
+from tests.forking import ended, forked, needs_fork
 
 CONTENT = bytes(range(256)) * 8
 
@@ -60,6 +62,32 @@ def test_a_slow_store_gives_up_what_nobody_waits_for(tmp_path: Path, line: tuple
         with pytest.raises(StoreError, match="x: given up"):
             reading.result(60)
     assert not store._line._goals
+
+
+@needs_fork
+def test_a_forked_process_has_a_slow_line_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(CONTENT)
+    store = SlowStore(LocalStore(tmp_path), 0.0, 1e9)
+
+    def mine() -> None:
+        assert store.read("x") == CONTENT
+
+    with store._lock:  # as another thread might
+        child = forked(mine)
+    assert ended(child) == 0
+
+
+@needs_fork
+def test_a_forked_process_gives_up_nothing_of_its_parent() -> None:
+    stopped = threading.Event()
+
+    def mine() -> None:
+        _abandon_all()
+        assert not stopped.is_set()
+
+    with ThreadPoolExecutor(1, initializer=abandon_when, initargs=(stopped,)) as threads:
+        threads.submit(int).result()
+        assert ended(forked(mine)) == 0
 
 
 def test_a_line_is_shared_equally() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import fsspec
 
-from shardpipe.store.stopping import abandoned
+from shardpipe.store.stopping import GIVEN_UP, abandoned
 from shardpipe.store.urls import is_s3
 
 __all__ = ["PARALLEL", "call", "file_system"]
@@ -59,7 +59,7 @@ def _finished(loop: asyncio.AbstractEventLoop, request: Coroutine[Any, Any, Any]
                 if running.done():
                     raise error if str(error) else TimeoutError(f"not complete within {limit:.1f} seconds") from error
             if abandoned():
-                raise TimeoutError("given up, for nobody waits for it any more")
+                raise TimeoutError(GIVEN_UP)
             if time.monotonic() > deadline:
                 raise TimeoutError(f"not complete within {limit:.1f} seconds, nor to be cancelled")
     finally:

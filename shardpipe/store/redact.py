@@ -11,8 +11,9 @@ from urllib.parse import quote, unquote
 __all__ = ["safe_cause", "scrub", "secrets_in", "shown_url", "split_url"]
 
 # The secret key of a bucket's user may hold slashes, and its name no colon.
+_BUCKETS = r"(?:s3a?|gc?s)://"
 _BUCKET = re.compile(
-    r"(?P<scheme>(?:[^/]*::)?(?:s3a?|gc?s)://)(?P<user>[^/?:]*:[^?]*)@(?P<place>[^?]*)(?P<query>\?.*)?", re.DOTALL
+    rf"(?P<scheme>(?:[^/]*::)?{_BUCKETS})(?P<user>[^/?:]*:[^?]*)@(?P<place>[^?]*)(?P<query>\?.*)?", re.DOTALL
 )
 _URL = re.compile(r"(?P<scheme>[^/]+://)(?:(?P<user>[^/?]*)@)?(?P<place>[^?]*)(?P<query>\?.*)?", re.DOTALL)
 _SECRET_OPTION = re.compile(r"key|secret|token|pass|pwd|cred|auth|sas|sign|connection_string", re.IGNORECASE)
@@ -20,7 +21,7 @@ _HIDDEN = "***"
 
 # What gives itself away in a text whose origin is unknown.
 _GENERIC = (
-    (re.compile(r"(?<=s3://)[^/\s'\"?:]*:[^\s'\"?]*@"), ""),
+    (re.compile(rf"({_BUCKETS})[^/\s'\"?:]*:[^\s'\"?]*@"), r"\1"),
     (re.compile(r"(?<=://)[^/\s'\"]*@"), ""),
     (re.compile(r"(://[^\s?'\"]*)\?[^\s'\")]*"), r"\1"),
     (

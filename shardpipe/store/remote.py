@@ -8,7 +8,7 @@ from typing import Any
 import fsspec
 
 from shardpipe.errors import StoreError
-from shardpipe.forks import after_fork
+from shardpipe.forks import after_fork, keep
 from shardpipe.store.base import Stat, as_store_error, whole
 from shardpipe.store.calling import PARALLEL, call, file_system
 from shardpipe.store.faults import refuses_range
@@ -17,8 +17,6 @@ from shardpipe.store.retry import Retry, RetryingStore
 from shardpipe.store.urls import check_place, is_s3
 
 __all__ = ["FsspecStore", "stat_of"]
-
-_inherited: list[fsspec.AbstractFileSystem | None] = []
 
 
 class FsspecStore(RetryingStore):
@@ -66,8 +64,8 @@ class _OneAttempt:
         return fs
 
     def _disconnect(self) -> None:
-        # Kept, for its end would take the parent's connections from the event queue that both processes share.
-        _inherited.append(self._connected)
+        # Its end would take the parent's connections from the event queue that both processes share.
+        keep(self._connected)
         self._connected = None
 
     @property

@@ -11,7 +11,7 @@ from typing import Any
 from shardpipe.errors import StoreError
 from shardpipe.forks import after_fork
 from shardpipe.store.base import Over, Stat, Store
-from shardpipe.store.stopping import abandoned, pause
+from shardpipe.store.stopping import GIVEN_UP, abandoned, pause
 from shardpipe.store.urls import shown_in
 
 __all__ = ["SharedLine", "SlowStore"]
@@ -78,8 +78,7 @@ class SlowStore(Over):
         if (left := moment - time.monotonic()) > 0:
             pause(left)
         if abandoned():
-            url = shown_in(self, name)
-            raise StoreError("given up, for nobody waits for it any more", url=url, fix="Read it in another loop.")
+            raise StoreError(GIVEN_UP, url=shown_in(self, name), fix="Read it in another loop.")
 
 
 def _open(inner: Store, latency: float, rate: float, parallel: int) -> SlowStore:

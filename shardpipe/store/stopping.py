@@ -9,7 +9,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from weakref import WeakSet
 
-__all__ = ["abandon_when", "abandoned", "pause", "pool"]
+__all__ = ["GIVEN_UP", "abandon_when", "abandoned", "pause", "pool"]
+
+GIVEN_UP = "given up, for nobody waits for it any more"
 
 _thread = threading.local()
 _given: WeakSet[threading.Event] = WeakSet()
