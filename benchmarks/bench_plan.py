@@ -19,9 +19,9 @@ from peering import PEERS, Peer, available
 from processes import Child
 from reporting import Figure, bars, table, write_results
 
-from shardpipe.index import Index
-from shardpipe.order import Order
-from shardpipe.plan import Batching, Plan, steps
+from shardpipe.dataset.index import Index
+from shardpipe.order.plan import Batching, Plan, steps
+from shardpipe.order.shuffle import Order
 
 BUDGET = 300.0
 WINDOWS = (1024, 4096, 8192)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from shardpipe.order import Order, default_lanes
-from shardpipe.plan import Batching, Plan
+from shardpipe.order.plan import Batching, Plan
+from shardpipe.order.shuffle import Order, default_lanes
 
 __all__ = ["shards_a_node"]
 

@@ -19,8 +19,8 @@ def resident() -> int:
 
 def start(folder: str, how: str, batching: dict[str, float]) -> tuple[dict[str, Any], Any]:
     """(figures, the sequence of batches); `how` is loader, or index: what plans without it, and without torch."""
-    from shardpipe.index import Index
-    from shardpipe.sequence import BatchSequence
+    from shardpipe.dataset.index import Index
+    from shardpipe.loading.sequence import BatchSequence
 
     if how == "loader":
         from shardpipe import ShardLoader
@@ -31,7 +31,7 @@ def start(folder: str, how: str, batching: dict[str, float]) -> tuple[dict[str, 
         loader = ShardLoader(folder, **batching)
         sequence = loader._sequence
     else:
-        from shardpipe.plan import Batching
+        from shardpipe.order.plan import Batching
 
         figures = {"imported": monotonic(), "imports bytes": resident()}
         begun = monotonic()
@@ -46,7 +46,7 @@ def start(folder: str, how: str, batching: dict[str, float]) -> tuple[dict[str, 
 
 def walk(sequence: Any, samples: int, every: int) -> list[tuple[int, float, int]]:
     """(samples, seconds, bytes resident) along the epoch, its batches looked up as the loader does."""
-    from shardpipe.work import works
+    from shardpipe.loading.work import works
 
     noted: list[tuple[int, float, int]] = []
     begun = monotonic()

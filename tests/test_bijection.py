@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-import shardpipe.bijection
-from shardpipe.bijection import AUGMENT, RUNGS, SHARDS, STEP, WINDOW, Words, hash_key, permute, unpermute
+import shardpipe.order.bijection
+from shardpipe.order.bijection import AUGMENT, RUNGS, SHARDS, STEP, WINDOW, Words, hash_key, permute, unpermute
 
 KEYS = 100_000
 ALPHA = 1e-4  # seeds are fixed, so a test at this level passes always or never
@@ -201,7 +201,7 @@ def test_lanes_and_windows_have_nothing_to_do_with_each_other(
 
 
 def rounds(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    monkeypatch.setattr(shardpipe.bijection, "_ROUND_KEYS", shardpipe.bijection._ROUND_KEYS[:number])
+    monkeypatch.setattr(shardpipe.order.bijection, "_ROUND_KEYS", shardpipe.order.bijection._ROUND_KEYS[:number])
 
 
 @pytest.mark.parametrize(("n", "distance"), [(512, 1), (512, 256), (300, 1), (1000, 500), (8192, 4096)])
@@ -229,7 +229,7 @@ def test_golden_keys() -> None:
     assert hash_key(6, 0, WINDOW, 0, 0).tolist() == [0x9285B525F3D9F2A6]
     assert hash_key(2**63 - 1, 2**40, SHARDS).tolist() == [0x3C40C1A853B7B9AC]
     assert (SHARDS, WINDOW, RUNGS, AUGMENT, STEP) == (1, 2, 3, 4, 5)
-    assert shardpipe.bijection.ALGORITHM == 1
+    assert shardpipe.order.bijection.ALGORITHM == 1
 
 
 GOLDEN = {

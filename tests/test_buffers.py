@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from shardpipe.buffers import Arena, Place, SharedBytes
+from shardpipe.loading.buffers import Arena, Place, SharedBytes
 from tests.forking import ended, forked, needs_fork
 
 MIB = 1 << 20

@@ -26,12 +26,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardpipe import cache as cache_module
-from shardpipe import quota as quota_module
-from shardpipe.cache import ShardCache
+from shardpipe.cache import quota as quota_module
+from shardpipe.cache import shards as cache_module
+from shardpipe.cache.shards import ShardCache
+from shardpipe.dataset.manifest import ShardInfo
 from shardpipe.errors import ConfigError, StoreError
-from shardpipe.manifest import ShardInfo
-from shardpipe.publish import flush
+from shardpipe.store.publish import flush
 from tests.forking import ended, forked
 
 MIB = 1 << 20

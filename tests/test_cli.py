@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from shardpipe.console import progress, size_text, time_text
+from shardpipe.cli.console import progress, size_text, time_text
 from shardpipe.errors import ConfigError
 from shardpipe.settings import byte_size
 from tests.speech import write_list

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from shardpipe.cut import cut
+from shardpipe.order.cut import cut
 
 Rows = list[list[float]]
 

@@ -216,7 +216,7 @@ def test_ticks_are_even_and_within(low: float, extent: float, count: int) -> Non
 
 
 def test_the_corpus_is_whole_small_and_packs() -> None:
-    with as_file(files("shardpipe") / "demo_corpus") as corpus:
+    with as_file(files("shardpipe.demo") / "corpus") as corpus:
         audio = sorted((corpus / "audio").iterdir())
         utterances = [u for name in ("data.list", "valid.list") for u in read_list(corpus / name)]
         assert sorted(Path(u.audio).name for u in utterances) == [path.name for path in audio]

@@ -25,7 +25,7 @@ from fsspec.asyn import AsyncFileSystem
 from shardpipe import ShardLoader
 from shardpipe.errors import StoreError
 from shardpipe.store import FsspecStore, Retry, abandon_when
-from shardpipe.store.calling import call
+from shardpipe.store.remote.calling import call
 from tests.faulty_proxy import KINDS, FaultyProxy, running_proxy
 from tests.s3 import SECRETS, options, upload
 from tests.speech import pack_speech

@@ -18,10 +18,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shardpipe.dataset.index import MANIFEST, SHARD_LIST, Index, ShardInfo, stage_index
+from shardpipe.dataset.manifest import PART_SHARDS, fingerprint
+from shardpipe.dataset.parts import SCHEMA, Row, rows_batch, rows_checksum
 from shardpipe.errors import CorruptIndex, StoreError
-from shardpipe.index import MANIFEST, SHARD_LIST, Index, ShardInfo, stage_index
-from shardpipe.manifest import PART_SHARDS, fingerprint
-from shardpipe.parts import SCHEMA, Row, rows_batch, rows_checksum
 from shardpipe.store import CountingStore, FsspecStore, LocalStore
 
 GOLDEN_CHECKSUM = "a4df05a9cad524ca87ae4915710a3e10c74fc24e55e6a8e63ab90460ee0b1d03"

@@ -12,11 +12,11 @@ import pytest
 from shardpipe import ShardLoader
 from shardpipe.audio import encode
 from shardpipe.cli import app
+from shardpipe.dataset.index import Index
+from shardpipe.dataset.verifying import verify
 from shardpipe.errors import ConfigError, ShardError, StoreError
-from shardpipe.index import Index
 from shardpipe.pack import index_tars
 from shardpipe.store import CountingStore, FsspecStore
-from shardpipe.verify import verify
 from tests.places import objects, put_folder, run, speech_with_a_bad_line, use_bucket, write
 
 SHARDS = 4

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from shardpipe.dataset.index import MANIFEST, Index
+from shardpipe.dataset.verifying import verify
 from shardpipe.errors import ConfigError, ShardError, StoreError
-from shardpipe.index import MANIFEST, Index
 from shardpipe.pack import PackOptions, index_tars, pack
-from shardpipe.verify import verify
 from tests.speech import make_flac, make_wav, write_list
 
 WAV, FLAC = make_wav(800), make_flac(1600, seed=1)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from shardpipe.errors import AudioError, ShardpipeError
-from shardpipe.jobs import in_order
-from shardpipe.store.stopping import abandoned
+from shardpipe.runtime.jobs import in_order
+from shardpipe.runtime.stopping import abandoned
 
 
 def some_squares(numbers: list[int]) -> list[int]:
@@ -73,14 +73,16 @@ def test_a_worker_that_dies() -> None:
 
 def test_a_script_without_a_guard_is_told_of_it(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
-    script.write_text("from shardpipe.jobs import in_order\nprint(list(in_order(sorted, [[1], [2]], jobs=2)))\n")
+    script.write_text(
+        "from shardpipe.runtime.jobs import in_order\nprint(list(in_order(sorted, [[1], [2]], jobs=2)))\n"
+    )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     # Python's own resource tracker may have a word to say after it.
     (told,) = [line for line in done.stderr.splitlines() if "a worker process died" in line]
     assert 'lacks `if __name__ == "__main__":`' in told
     script.write_text(
-        "from shardpipe.jobs import in_order\nif __name__ == '__main__':\n"
+        "from shardpipe.runtime.jobs import in_order\nif __name__ == '__main__':\n"
         "    print(list(in_order(sorted, [[1], [2]], jobs=2)))\n"
     )
     assert subprocess.run([sys.executable, str(script)], capture_output=True, text=True).stdout == "[1, 2]\n"

@@ -16,13 +16,13 @@ import pytest
 import torch
 
 from shardpipe import Batch, ShardLoader
-from shardpipe.cache import ShardCache
+from shardpipe.cache.shards import ShardCache
+from shardpipe.dataset.index import Index
 from shardpipe.errors import ConfigError, ShardError, StoreError
-from shardpipe.index import Index
-from shardpipe.plan import Batching
-from shardpipe.prefetch import WindowPrefetch
-from shardpipe.read import Reader
-from shardpipe.sequence import BatchSequence
+from shardpipe.loading.prefetch import WindowPrefetch
+from shardpipe.loading.read import Reader
+from shardpipe.loading.sequence import BatchSequence
+from shardpipe.order.plan import Batching
 from shardpipe.store import CountingStore, FailingStore, LocalStore, Retry, RetryingStore, SlowStore, Stat, Store
 from tests.forking import ended, forked, needs_fork
 from tests.speech import pack_speech
@@ -267,11 +267,13 @@ assert sum(len(batch.keys) for batch in loader)
 """
 
 
-@pytest.mark.parametrize("place", ["quota.Quota._count", "prefetch.WindowPrefetch._fetch", "read.crc32"])
+@pytest.mark.parametrize(
+    "place", ["cache.quota:Quota._count", "loading.prefetch:WindowPrefetch._fetch", "loading.read:crc32"]
+)
 def test_the_garbage_collector_may_end_a_loop_in_the_midst_of_its_threads(
     data: Path, tmp_path: Path, place: str
 ) -> None:
-    module, _, name = place.partition(".")
+    module, _, name = place.partition(":")
     script = COLLECTED.replace("{module}", module).replace("{place}", name)
     done = subprocess.run([sys.executable, "-c", script, str(data), str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

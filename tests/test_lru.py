@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from shardpipe.lru import LoadingCache
+from shardpipe.dataset.lru import LoadingCache
 from tests.forking import ended, forked, needs_fork
 
 

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from shardpipe.bijection import SHARDS, WINDOW, hash_key, permute
 from shardpipe.errors import ConfigError
-from shardpipe.order import Order, default_lanes
+from shardpipe.order.bijection import SHARDS, WINDOW, hash_key, permute
+from shardpipe.order.shuffle import Order, default_lanes
 
 Samples = list[tuple[int, int]]
 

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardpipe.audio import decode, encode, probe, resample
+from shardpipe.dataset.index import MANIFEST, Index
+from shardpipe.dataset.verifying import verify
 from shardpipe.errors import AudioError, ConfigError, ListError, ShardpipeError, StoreError
-from shardpipe.index import MANIFEST, Index
 from shardpipe.lists import Utterance
 from shardpipe.pack import PackOptions, PackReport, index_tars, pack
 from shardpipe.pack.prepare import prepare
 from shardpipe.store import LocalStore
-from shardpipe.verify import verify
 from tests.readers import read_as_wenet, read_as_wids, read_with_webdataset, read_with_wids
 from tests.speech import make_audio, make_bytes, make_wav, write_list
 

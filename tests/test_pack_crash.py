@@ -17,9 +17,9 @@ import psutil
 import pytest
 from test_pack import run, tree
 
+from shardpipe.dataset.index import MANIFEST, Index
+from shardpipe.dataset.verifying import verify
 from shardpipe.errors import AudioError, StoreError
-from shardpipe.index import MANIFEST, Index
-from shardpipe.verify import verify
 from tests.dying import dies_before
 from tests.speech import write_list
 

@@ -18,12 +18,12 @@ from fsspec.implementations.memory import MemoryFileSystem
 from test_pack import tree
 from test_pack_crash import small_disk  # noqa: F401 (a fixture)
 
+from shardpipe.dataset.index import MANIFEST, Index
+from shardpipe.dataset.verifying import verify
 from shardpipe.errors import AudioError, ConfigError, StoreError
-from shardpipe.index import MANIFEST, Index
 from shardpipe.pack import PackOptions, index_tars, pack
 from shardpipe.store import Retry
-from shardpipe.store.upload import Uploads
-from shardpipe.verify import verify
+from shardpipe.store.remote.writing import Uploads
 from tests.faulty_proxy import FaultyProxy, running_proxy
 from tests.places import objects, put_folder, run, speech_with_a_bad_line, uploaded, use_bucket, write
 from tests.s3 import SECRETS
@@ -66,7 +66,7 @@ fsspec.register_implementation("flaky", FlakyFileSystem, clobber=True)
 
 @pytest.fixture
 def flaky(monkeypatch: pytest.MonkeyPatch) -> type[FlakyFileSystem]:
-    monkeypatch.setattr("shardpipe.store.upload._RETRY", Retry(attempts=6, first_wait=0))
+    monkeypatch.setattr("shardpipe.store.remote.writing._RETRY", Retry(attempts=6, first_wait=0))
     monkeypatch.setattr(FlakyFileSystem, "attempts", 0)
     monkeypatch.setattr(FlakyFileSystem, "fault", staticmethod(lambda path: None))
     return FlakyFileSystem

@@ -9,8 +9,8 @@ import pytest
 from shardpipe.errors import ConfigError
 from shardpipe.lists import read_list
 from shardpipe.pack import pack
-from shardpipe.places import local_path, only_local
 from shardpipe.store import open_store
+from shardpipe.store.places import local_path, only_local
 
 
 def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

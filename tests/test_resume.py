@@ -207,8 +207,8 @@ def test_len_is_the_steps_left(data: Path, plan: dict[str, Any]) -> None:
 
 @KINDS
 def test_no_byte_of_a_consumed_sample_is_read_again(data: Path, plan: dict[str, Any]) -> None:
-    from shardpipe.index import Index
-    from shardpipe.read import rows_of
+    from shardpipe.dataset.index import Index
+    from shardpipe.loading.read import rows_of
 
     index = Index.load(LocalStore(data))
     places = np.array([(s, i) for s, n in enumerate(index.counts.tolist()) for i in range(n)])

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shardpipe.dataset.shard import END_BYTES, Member, ShardReader, ShardWriter, member_header, sample_bytes
 from shardpipe.errors import ShardError, StoreError
-from shardpipe.shard import END_BYTES, Member, ShardReader, ShardWriter, member_header, sample_bytes
 from shardpipe.store import LocalStore
 
 keys = st.text(st.characters(codec="utf-8", exclude_characters="./\0", exclude_categories=["Cs", "Cc"]), min_size=1)

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardpipe.errors import StoreError
+from shardpipe.runtime.stopping import _abandon_all
 from shardpipe.store import CountingStore, FailingStore, Fault, LocalStore, SlowStore, abandon_when
-from shardpipe.store.slow import SharedLine
-from shardpipe.store.stopping import _abandon_all
+from shardpipe.store.testing.slow import SharedLine
 from tests.forking import ended, forked, needs_fork
 
 CONTENT = bytes(range(256)) * 8

@@ -201,7 +201,7 @@ def test_text_keeps_what_is_spoken(words: str, spoken: str) -> None:
 
 
 def test_the_embedded_corpus_is_what_its_script_says() -> None:
-    corpus = Path(__file__).parents[1] / "shardpipe" / "demo_corpus"
+    corpus = Path(__file__).parents[1] / "shardpipe" / "demo" / "corpus"
     made = [(p.key, p.text, p.voice) for p in make_demo_corpus.prompts(456, seed=11)]
     listed = [
         (row["key"], row["txt"], row["speaker"]) for name in ("data.list", "valid.list") for row in rows(corpus / name)

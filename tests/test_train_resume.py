@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from shardpipe.train.config import TrainConfig
-from shardpipe.train.display import Display
+from shardpipe.train.logs.display import Display
 from shardpipe.train.loop import train
 from shardpipe.train.parallel import World
 from tests.speech import pack_speech

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 
 from shardpipe.errors import ConfigError
 from shardpipe.train.config import TrainConfig
-from shardpipe.train.display import duration
-from shardpipe.train.features import LogMel, spec_augment
-from shardpipe.train.model import CTCModel, ctc_losses, frames_needed
+from shardpipe.train.logs.display import duration
+from shardpipe.train.logs.record import JsonLines, cut_back
 from shardpipe.train.parallel import seed_generators
-from shardpipe.train.record import JsonLines, cut_back
 from shardpipe.train.schedule import Amount, Schedule
-from shardpipe.train.score import ErrorCounts, edit_distance
-from shardpipe.train.tokens import SPACE, CharTokenizer
+from shardpipe.train.task.features import LogMel, spec_augment
+from shardpipe.train.task.model import CTCModel, ctc_losses, frames_needed
+from shardpipe.train.task.score import ErrorCounts, edit_distance
+from shardpipe.train.task.tokens import SPACE, CharTokenizer
 from tests.speech import make_audio
 
 TEXTS = st.lists(st.text(max_size=12), max_size=6)

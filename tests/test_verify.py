@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shardpipe.dataset.index import MANIFEST, Index, ShardInfo, stage_index
+from shardpipe.dataset.parts import Row, rows_batch
+from shardpipe.dataset.shard import ShardWriter, sample_bytes
+from shardpipe.dataset.verifying import verify
 from shardpipe.errors import CorruptIndex, ShardError, StoreError
-from shardpipe.index import MANIFEST, Index, ShardInfo, stage_index
 from shardpipe.pack import PackOptions, index_tars, pack
-from shardpipe.parts import Row, rows_batch
-from shardpipe.shard import ShardWriter, sample_bytes
-from shardpipe.verify import verify
 from tests.speech import make_wav, write_list
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes the corpus that is embedded in the package: short English commands and numbers, spoken by espeak-ng.
 
-    python tools/make_demo_corpus.py [--out shardpipe/demo_corpus] [--utterances 420] [--valid 36]
+    python tools/make_demo_corpus.py [--out shardpipe/demo/corpus] [--utterances 420] [--valid 36]
 
 writes OUT/audio/KEY.opus (16 kHz, mono), OUT/data.list and OUT/valid.list. The words are few, so that a tiny model
 learns something within a minute on a CPU; voice, speed and pitch vary. The same espeak-ng, libopus and arguments give
@@ -87,7 +87,7 @@ def speak(prompt: Prompt) -> bytes:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "shardpipe" / "demo_corpus")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "shardpipe" / "demo" / "corpus")
     parser.add_argument("--utterances", type=int, default=420, help="of data.list (default: %(default)s)")
     parser.add_argument("--valid", type=int, default=36, help="more of them, for valid.list (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=11, help="of words, speeds and pitches (default: %(default)s)")

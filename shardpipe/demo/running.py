@@ -20,12 +20,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from shardpipe.dataset.index import Index
 from shardpipe.demo.compare import Comparison, History, Samples, compare, consumed_samples
 from shardpipe.demo.report import report
 from shardpipe.errors import ConfigError, ShardpipeError
-from shardpipe.index import Index
 from shardpipe.pack import PackOptions, pack
-from shardpipe.publish import write_file, writing
+from shardpipe.store.publish import write_file, writing
 
 __all__ = ["run_demo"]
 
@@ -108,7 +108,7 @@ def _prepare(out: Path) -> None:
 def _pack_corpus(stage: _Stage) -> Samples:
     """Packs both lists of the embedded corpus; returns the bytes of every training sample."""
     start = time.monotonic()
-    with as_file(files("shardpipe") / "demo_corpus") as corpus:
+    with as_file(files("shardpipe.demo") / "corpus") as corpus:
         # Several shards, as a real dataset has.
         packed = pack(corpus / "data.list", stage.out / "data", options=PackOptions(shard_samples=70))
         command = ["shardpipe", "pack", str(corpus / "data.list"), "-o", str(packed.out), "--shard-samples", "70"]

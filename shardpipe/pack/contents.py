@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import re
 
+from shardpipe.dataset.index import MANIFEST, SHARD_LIST
 from shardpipe.errors import StoreError
-from shardpipe.index import MANIFEST, SHARD_LIST
 from shardpipe.pack.destination import JOB, Destination
 
 __all__ = ["REJECTED", "Contents", "another_unfinished", "shard_name", "unfinished"]

@@ -12,12 +12,12 @@ import re
 from pathlib import Path
 from typing import Protocol
 
+from shardpipe.dataset.index import MANIFEST
 from shardpipe.errors import ConfigError
-from shardpipe.index import MANIFEST
-from shardpipe.places import is_url, local_path, named, only_local
-from shardpipe.publish import flush, publish, writing
 from shardpipe.store import Stat, Store, open_store
-from shardpipe.store.upload import Uploads
+from shardpipe.store.places import is_url, local_path, named, only_local
+from shardpipe.store.publish import flush, publish, writing
+from shardpipe.store.remote.writing import Uploads
 
 __all__ = ["JOB", "Destination", "destination_at"]
 

@@ -14,14 +14,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shardpipe.dataset.manifest import ShardInfo
+from shardpipe.dataset.parts import SCHEMA, Row, rows_batch
+from shardpipe.dataset.shard import END_BYTES, ShardWriter
 from shardpipe.errors import ShardpipeError
-from shardpipe.manifest import ShardInfo
 from shardpipe.pack.contents import shard_name
 from shardpipe.pack.destination import Destination
-from shardpipe.parts import SCHEMA, Row, rows_batch
-from shardpipe.publish import write_file
-from shardpipe.shard import END_BYTES, ShardWriter
 from shardpipe.store import Stat, abandon_when
+from shardpipe.store.publish import write_file
 
 __all__ = ["GrowingShards", "Rejection"]
 

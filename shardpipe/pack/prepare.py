@@ -12,11 +12,11 @@ from isal.isal_zlib import crc32
 
 from shardpipe.audio import AudioInfo, decode, encode, probe, resample
 from shardpipe.audio.segment import read_segment, span
+from shardpipe.dataset.parts import Row
+from shardpipe.dataset.scan import extras_json
+from shardpipe.dataset.shard import sample_bytes
 from shardpipe.errors import AudioError, ListError, ShardpipeError, StoreError
 from shardpipe.lists import Utterance
-from shardpipe.parts import Row
-from shardpipe.scan import extras_json
-from shardpipe.shard import sample_bytes
 from shardpipe.store import Store, open_store
 from shardpipe.store.redact import shown_url, split_url
 

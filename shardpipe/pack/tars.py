@@ -12,20 +12,20 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 from braceexpand import braceexpand
 
+from shardpipe.dataset.index import SHARD_LIST, Index, ShardInfo, stage_index
+from shardpipe.dataset.parts import rows_batch
+from shardpipe.dataset.scan import Scan, inspect
+from shardpipe.dataset.shard import ShardReader
 from shardpipe.errors import ConfigError, ShardError, StoreError
-from shardpipe.index import SHARD_LIST, Index, ShardInfo, stage_index
-from shardpipe.jobs import in_order
 from shardpipe.pack.contents import REJECTED, Contents, unfinished
 from shardpipe.pack.destination import destination_at
 from shardpipe.pack.growing import Rejection
 from shardpipe.pack.packing import Progress
 from shardpipe.pack.staging import Staging
-from shardpipe.parts import rows_batch
-from shardpipe.places import is_url, local_path
-from shardpipe.publish import write_file
-from shardpipe.scan import Scan, inspect
-from shardpipe.shard import ShardReader
+from shardpipe.runtime.jobs import in_order
 from shardpipe.store import LocalStore, Store, open_store
+from shardpipe.store.places import is_url, local_path
+from shardpipe.store.publish import write_file
 from shardpipe.store.urls import find_urls
 
 __all__ = ["IndexReport", "index_tars"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-from shardpipe.places import is_url, local_path, named
 from shardpipe.store.base import Store
 from shardpipe.store.local import LocalStore
-from shardpipe.store.remote import FsspecStore
+from shardpipe.store.places import is_url, local_path, named
+from shardpipe.store.remote.reading import FsspecStore
 
 __all__ = ["open_store"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from shardpipe.places import is_url
 from shardpipe.store.base import Over, Stat, Store, close
 from shardpipe.store.opening import open_store
+from shardpipe.store.places import is_url
 from shardpipe.store.urls import scheme_of
 
 __all__ = ["resolving"]

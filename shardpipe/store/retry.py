@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from shardpipe.errors import StoreError
+from shardpipe.runtime.stopping import abandoned, pause
 from shardpipe.settings import check
 from shardpipe.store.base import Over, Stat, Store
-from shardpipe.store.stopping import abandoned, pause
 
 __all__ = ["Retry", "RetryingStore", "attempted"]
 

@@ -14,17 +14,17 @@ import yaml
 
 from shardpipe import ShardLoader
 from shardpipe.errors import ConfigError, StoreError
-from shardpipe.publish import write_file, writing
+from shardpipe.store.publish import write_file, writing
 from shardpipe.train.checkpoint import Checkpoints, Progress, restore
 from shardpipe.train.config import TrainConfig
-from shardpipe.train.display import Display
-from shardpipe.train.learner import Learner
+from shardpipe.train.logs.display import Display
+from shardpipe.train.logs.record import JsonLines, Recorder, cut_back
 from shardpipe.train.parallel import World
-from shardpipe.train.record import JsonLines, Recorder, cut_back
 from shardpipe.train.run import Run
 from shardpipe.train.schedule import Schedule
 from shardpipe.train.start import Start, find_start
-from shardpipe.train.tokens import CharTokenizer
+from shardpipe.train.task.learner import Learner
+from shardpipe.train.task.tokens import CharTokenizer
 
 __all__ = ["open_run"]
 

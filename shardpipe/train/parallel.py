@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from shardpipe.bijection import STEP, hash_key
 from shardpipe.errors import ShardpipeError
+from shardpipe.order.bijection import STEP, hash_key
 
 __all__ = ["World", "gradients_later", "seed_generators"]
 

@@ -10,13 +10,13 @@ from typing import Any
 from shardpipe import Batch, ShardLoader
 from shardpipe.train.checkpoint import Checkpoints, Progress
 from shardpipe.train.config import TrainConfig
-from shardpipe.train.display import Display
-from shardpipe.train.evaluate import evaluate
-from shardpipe.train.learner import Learner, Result
+from shardpipe.train.logs.display import Display
+from shardpipe.train.logs.record import JsonLines, Recorder
 from shardpipe.train.parallel import World
-from shardpipe.train.record import JsonLines, Recorder
 from shardpipe.train.schedule import Schedule
 from shardpipe.train.tally import Clock, Tally
+from shardpipe.train.task.evaluate import evaluate
+from shardpipe.train.task.learner import Learner, Result
 
 __all__ = ["Run"]
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import astuple, dataclass, field
 
 from shardpipe import Batch, ShardLoader
-from shardpipe.train.learner import Result
 from shardpipe.train.parallel import World
+from shardpipe.train.task.learner import Result
 
 __all__ = ["Clock", "Tally"]
 

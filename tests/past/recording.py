@@ -53,7 +53,8 @@ FLAGS = [
 """Of the training run."""
 _SMALLER = """
 import sys
-from shardpipe.train import cli, model
+from shardpipe.train import cli
+from shardpipe.train.task import model
 model.SIZES["tiny"] = model.Size(width=8, layers=1, heads=2, hidden=8, kernel=3)
 sys.exit(cli.main())
 """

@@ -12,13 +12,13 @@ import torch
 from torch.distributed.checkpoint.state_dict import get_state_dict
 
 from shardpipe import ShardLoader
-from shardpipe.train import model
+from shardpipe.dataset.verifying import verify
 from shardpipe.train.cli import _parser, main
 from shardpipe.train.config import TrainConfig
-from shardpipe.train.display import Display
+from shardpipe.train.logs.display import Display
 from shardpipe.train.opening import open_run
 from shardpipe.train.parallel import World
-from shardpipe.verify import verify
+from shardpipe.train.task import model
 from tests.past.recording import FLAGS, batches_after, hashes_of
 from tests.training import one_thread
 

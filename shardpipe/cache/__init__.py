@@ -1,0 +1,1 @@
+"""Shards kept on a local disk, and the bound on what they take."""

@@ -1,0 +1,5 @@
+"""The `shardpipe` command."""
+
+from shardpipe.cli.commands import app, main
+
+__all__ = ["app", "main"]

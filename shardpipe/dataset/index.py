@@ -1,0 +1,180 @@
+"""The index of a dataset: a small manifest that opens at once, and a row for every sample in Parquet parts.
+
+docs/format.md specifies both. The manifest is the commit marker of a dataset and is written last; all the rest can be
+checked against it: a shard's rows against their checksum, the whole against the fingerprint.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sized
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from shardpipe.dataset.lru import LoadingCache
+from shardpipe.dataset.manifest import (
+    MANIFEST,
+    PART_SHARDS,
+    ShardInfo,
+    Totals,
+    fingerprint,
+    format_manifest,
+    parse_manifest,
+)
+from shardpipe.dataset.parts import PartReader, rows_batch, rows_checksum, write_part
+from shardpipe.errors import CorruptIndex
+from shardpipe.store import Store, open_store, pool, resolving
+from shardpipe.store.publish import write_file, writing
+
+__all__ = ["MANIFEST", "SHARD_LIST", "Index", "ShardInfo", "Totals", "stage_index"]
+
+SHARD_LIST = "shards.list"
+
+# A parsed footer of 512 row groups takes about 6 MB, and one that is parsed again and again leaves the heap in holes:
+# walking through 20,000 shards with room for too few, a process grows without end.
+_OPEN_PARTS = 64
+
+
+class Index:
+    """A dataset's manifest, and its rows on demand. Safe to share between threads; pickles without its caches."""
+
+    def __init__(
+        self, store: Store, shards: tuple[ShardInfo, ...], totals: Totals, parts: tuple[str, ...], *, cache_bytes: int
+    ) -> None:
+        self.store = store
+        self.shards = shards
+        self.totals = totals
+        self._names = parts
+        self.counts = np.array([shard.samples for shard in shards], np.int64)
+        self.num_samples = totals.samples
+        self.fingerprint = fingerprint(shards)
+        self._cache_bytes = cache_bytes
+        self._start_caches()
+
+    @classmethod
+    def load(cls, data: str | Store, *, cache_bytes: int = 1 << 28) -> Index:
+        """Reads the manifest of a directory, URL or store, and nothing else. Raises CorruptIndex and StoreError.
+
+        Rows are cached up to `cache_bytes`.
+        """
+        store = open_store(data)
+        shards, totals, parts = parse_manifest(store.read(MANIFEST), f"{store.url}/{MANIFEST}")
+        store = resolving(store, (shard.name for shard in shards))
+        return cls(store, shards, totals, parts, cache_bytes=cache_bytes)
+
+    def rows(self, shard: int) -> pa.RecordBatch:
+        """All columns of a shard's rows, checked against the manifest."""
+
+        def load() -> pa.RecordBatch:
+            rows = self._read(shard, None)
+            if rows_checksum(rows) != self.shards[shard].checksum:
+                raise self._mismatch(shard, "the rows differ from the checksum in the manifest")
+            return rows
+
+        rows: pa.RecordBatch = self._cache.get((shard, "rows"), load, lambda rows: rows.nbytes)
+        return rows
+
+    def seconds(self, shard: int) -> np.ndarray:
+        """Length of each of a shard's samples in seconds, float64 [samples]; reads those two columns only."""
+
+        def load() -> np.ndarray:
+            rows = self._read(shard, ["frames", "sample_rate"])
+            frames = rows.column("frames").to_numpy()
+            if frames.sum() != self.shards[shard].frames:
+                raise self._mismatch(shard, f"the rows sum to {frames.sum()} frames, the manifest to another number")
+            seconds: np.ndarray = frames / rows.column("sample_rate").to_numpy()
+            seconds.flags.writeable = False
+            return seconds
+
+        seconds: np.ndarray = self._cache.get((shard, "seconds"), load, lambda seconds: seconds.nbytes)
+        return seconds
+
+    def load_ahead(self, shards: Iterable[int], *, seconds: bool = False) -> None:
+        """Loads the shards' rows, or their `seconds`, many at a time where the store takes a while to answer."""
+        load: Callable[[int], object] = self.seconds if seconds else self.rows
+        missing = [shard for shard in shards if (shard, "seconds" if seconds else "rows") not in self._cache]
+        if self.store.parallel > 1 and len(missing) > 1:
+            with pool(min(self.store.parallel, len(missing)), "shardpipe") as threads:
+                for _ in threads.map(load, missing):
+                    pass
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_cache", "_parts")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start_caches()
+
+    def _start_caches(self) -> None:
+        self._cache = LoadingCache(self._cache_bytes)
+        self._parts = LoadingCache(_OPEN_PARTS)
+
+    def _read(self, shard: int, columns: list[str] | None) -> pa.RecordBatch:
+        """A row group of the part that holds the shard."""
+        if not self.counts[shard]:
+            empty = rows_batch([])
+            return empty if columns is None else empty.select(columns)
+        part, place = divmod(shard, PART_SHARDS)
+        filled = self.counts[part * PART_SHARDS : (part + 1) * PART_SHARDS] > 0
+
+        def load() -> PartReader:
+            return PartReader(self.store, self._names[part], int(filled.sum()))
+
+        rows = self._parts.get(part, load, lambda _: 1).read(int(filled[:place].sum()), columns)
+        if rows.num_rows != self.counts[shard]:
+            raise self._mismatch(shard, f"{rows.num_rows} rows, but the manifest counts {self.counts[shard]}")
+        return rows
+
+    def _mismatch(self, shard: int, what: str) -> CorruptIndex:
+        file = f"{self.store.url}/{self._names[shard // PART_SHARDS]}"
+        return CorruptIndex(
+            f"{self.shards[shard].name}: {what}",
+            file=file,
+            fix="The parts and the manifest are not of one dataset: index the shards again with `shardpipe index`.",
+        )
+
+
+def stage_index(
+    staging: Path, shards: Iterable[tuple[ShardInfo, pa.RecordBatch]], *, rejected: Sized = ()
+) -> tuple[Totals, list[str]]:
+    """Writes parts, shards.list and manifest of a dataset under `staging`; `shards` come in order, with their rows.
+
+    `rejected` holds what was left out, once the last of them has come.
+
+    Returns the totals and the names to publish, in that order: the manifest last. Raises StoreError.
+    """
+    infos: list[ShardInfo] = []
+    codecs: Counter[Any] = Counter()
+    rates: Counter[Any] = Counter()
+
+    def noted(some: Iterable[tuple[ShardInfo, pa.RecordBatch]]) -> Iterable[pa.RecordBatch]:
+        for info, rows in some:
+            infos.append(info)
+            codecs.update(rows.column("codec").to_pylist())
+            rates.update(rows.column("sample_rate").to_pylist())
+            yield rows
+
+    with writing(staging):
+        (staging / "index").mkdir(exist_ok=True)
+    rest = iter(shards)
+    parts: list[str] = []
+    while first := next(rest, None):
+        parts.append(f"index/part-{len(parts):05d}.parquet")
+        write_part(staging / parts[-1], noted(chain([first], islice(rest, PART_SHARDS - 1))))
+    totals = Totals(
+        samples=sum(info.samples for info in infos),
+        size=sum(info.size for info in infos),
+        frames=sum(info.frames for info in infos),
+        seconds=round(math.fsum(info.seconds for info in infos), 6),
+        codecs=dict(sorted(codecs.items())),
+        sample_rates=dict(sorted(rates.items())),
+        rejected=len(rejected),
+    )
+    write_file(staging / SHARD_LIST, "".join(f"{info.name}\n" for info in infos).encode())
+    write_file(staging / MANIFEST, format_manifest(infos, totals, parts))
+    return totals, [*parts, SHARD_LIST, MANIFEST]

@@ -1,0 +1,183 @@
+"""The manifest of a dataset: its shards, its totals and its fingerprint, in JSON that a wids reader takes as well."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from shardpipe.dataset.parts import rows_checksum
+from shardpipe.errors import CorruptIndex
+
+__all__ = [
+    "FORMAT",
+    "MANIFEST",
+    "PART_SHARDS",
+    "ShardInfo",
+    "Totals",
+    "fingerprint",
+    "format_manifest",
+    "parse_manifest",
+]
+
+MANIFEST = "shardindex.json"
+FORMAT = 1
+PART_SHARDS = 512
+"""Every part but the last covers so many shards."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardInfo:
+    """One shard as the manifest describes it; `name` is relative to the dataset's folder, or absolute."""
+
+    name: str
+    samples: int
+    size: int
+    """Bytes of the tar."""
+    md5: str
+    frames: int
+    seconds: float
+    checksum: str
+    """`rows_checksum` of the shard's rows."""
+    ignored: int = 0
+    """Members of the tar that no row covers; always 0 where shardpipe wrote it."""
+
+    @classmethod
+    def of(cls, rows: pa.RecordBatch, *, name: str, size: int, md5: str, ignored: int = 0) -> ShardInfo:
+        """The description of a shard with these rows."""
+        frames = rows.column("frames").to_numpy()
+        seconds = math.fsum(frames / rows.column("sample_rate").to_numpy())
+        return cls(
+            name=name,
+            samples=rows.num_rows,
+            size=size,
+            md5=md5,
+            frames=int(frames.sum()),
+            seconds=round(seconds, 6),
+            checksum=rows_checksum(rows),
+            ignored=ignored,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Totals:
+    """Sums over a dataset: `codecs` and `sample_rates` (Hz) count samples."""
+
+    samples: int
+    size: int
+    frames: int
+    seconds: float
+    codecs: dict[str, int]
+    sample_rates: dict[int, int]
+    rejected: int
+    """Utterances left out when the dataset was made; rejected.jsonl lists them."""
+
+
+def fingerprint(shards: Iterable[ShardInfo]) -> str:
+    """sha256 (hex) of what the dataset is, wherever it lies: format version, then each shard's samples and checksum."""
+    digest = hashlib.sha256(f"shardpipe {FORMAT}\n".encode())
+    for shard in shards:
+        digest.update(f"{shard.samples} {shard.checksum}\n".encode())
+    return digest.hexdigest()
+
+
+def format_manifest(shards: list[ShardInfo], totals: Totals, parts: list[str]) -> bytes:
+    """The manifest's bytes: the same dataset gives the same bytes anywhere."""
+    fields = {
+        "__kind__": "wids-shard-index-v1",
+        "wids_version": 1,
+        "shardpipe": {
+            "format": FORMAT,
+            "fingerprint": fingerprint(shards),
+            "samples": totals.samples,
+            "size": totals.size,
+            "frames": totals.frames,
+            "seconds": totals.seconds,
+            "codecs": totals.codecs,
+            "sample_rates": {str(rate): samples for rate, samples in totals.sample_rates.items()},
+            "rejected": totals.rejected,
+            "parts": parts,
+        },
+        "shardlist": [
+            {
+                "url": shard.name,
+                "nsamples": shard.samples,
+                "md5sum": shard.md5,
+                "filesize": shard.size,
+                "frames": shard.frames,
+                "seconds": shard.seconds,
+                "checksum": shard.checksum,
+                "ignored": shard.ignored,
+            }
+            for shard in shards
+        ],
+    }
+    return (json.dumps(fields, ensure_ascii=False, indent=1) + "\n").encode()
+
+
+def parse_manifest(data: bytes, file: str) -> tuple[tuple[ShardInfo, ...], Totals, tuple[str, ...]]:
+    """The manifest's shards, totals and parts. Raises CorruptIndex."""
+    again = "Make it again with `shardpipe index`, or pack the dataset again."
+    try:
+        fields = json.loads(data)
+        own = fields["shardpipe"]
+        if own["format"] != FORMAT:
+            raise CorruptIndex(
+                f"format version {own['format']!r}, but this shardpipe reads {FORMAT}",
+                file=file,
+                fix="Read it with the version of shardpipe that wrote it, or index the shards again.",
+            )
+        shards = tuple(_shard(entry) for entry in fields["shardlist"])
+        totals = Totals(
+            samples=own["samples"],
+            size=own["size"],
+            frames=own["frames"],
+            seconds=float(own["seconds"]),
+            codecs={codec: _count("codecs", samples) for codec, samples in own["codecs"].items()},
+            sample_rates={int(rate): _count("sample_rates", samples) for rate, samples in own["sample_rates"].items()},
+            rejected=_count("rejected", own["rejected"]),
+        )
+        parts = tuple(str(name) for name in own["parts"])
+        stated = own["fingerprint"]
+    except KeyError as error:
+        raise CorruptIndex(f"the field {error} is missing", file=file, fix=again) from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CorruptIndex(f"not a manifest ({error})", file=file, fix=again) from error
+    for what, found, said in (
+        ("samples", sum(shard.samples for shard in shards), totals.samples),
+        ("bytes", sum(shard.size for shard in shards), totals.size),
+        ("frames", sum(shard.frames for shard in shards), totals.frames),
+        ("samples by codec", totals.samples, sum(totals.codecs.values())),
+        ("samples by sample rate", totals.samples, sum(totals.sample_rates.values())),
+        ("fingerprint", fingerprint(shards), stated),
+        ("number of parts", -(-len(shards) // PART_SHARDS), len(parts)),
+    ):
+        if found != said:
+            raise CorruptIndex(f"{what}: it says {said}, but its shards give {found}", file=file, fix=again)
+    return shards, totals, parts
+
+
+def _shard(entry: dict[str, Any]) -> ShardInfo:
+    for name in ("nsamples", "filesize", "frames", "ignored"):
+        _count(name, entry[name])
+    return ShardInfo(
+        name=str(entry["url"]),
+        samples=entry["nsamples"],
+        size=entry["filesize"],
+        md5=entry["md5sum"],
+        frames=entry["frames"],
+        seconds=entry["seconds"],
+        checksum=entry["checksum"],
+        ignored=entry["ignored"],
+    )
+
+
+def _count(name: str, value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{name} is {value!r}, but must be a whole number from 0")
+    return value

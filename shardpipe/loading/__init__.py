@@ -1,0 +1,1 @@
+"""Index, order and plan become tensors."""

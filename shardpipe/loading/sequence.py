@@ -1,0 +1,196 @@
+"""The sequence of batches of a whole run over one dataset: index, order and plan put together.
+
+It is a pure function of (dataset fingerprint, seed, plan parameters). Counts here are the run's consumed_samples: epoch
+e begins at e * N. Only the index is ever read, never a shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from shardpipe.dataset.index import Index
+from shardpipe.errors import ConfigError, ResumeMismatch
+from shardpipe.order.bijection import ALGORITHM
+from shardpipe.order.plan import Batching, Floats, Plan, PlannedBatch, Step, steps
+from shardpipe.order.shuffle import Ints, Order, by_shard, default_lanes
+
+__all__ = ["COUNT_MAX", "STATE_FORMAT", "WINDOW", "BatchSequence"]
+
+STATE_FORMAT = 1
+COUNT_MAX = 2**63
+"""Counts of consumed samples stay below: they, and the epochs that they make, are hashed as 64-bit words."""
+WINDOW = 8192
+"""Default samples of a lane that are shuffled together."""
+
+_FIXES = {
+    "format": "The state was saved by another version of shardpipe: resume with that version.",
+    "algorithm": "The order has changed between these versions of shardpipe: resume with the one that saved the state.",
+    "fingerprint": "The state belongs to another dataset: point at the one it was saved with, or start a new run.",
+    "seed": "Use the seed of the run that saved the state, or start a new run.",
+    "plan": "The order is fixed for a run: use the same window, lanes and shuffle, or start a new run.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Change:
+    """From `since` consumed samples on, this batching holds; its origin counts in the epoch of `since` alone."""
+
+    since: int
+    batching: Batching
+
+
+class BatchSequence:
+    """All batches of all epochs of `index`'s dataset, under one seed, order and batching.
+
+    `lanes` None takes the default for the dataset; without shuffling that is one lane, which keeps the packed order.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        batching: Batching,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        window: int = WINDOW,
+        lanes: int | None = None,
+    ) -> None:
+        if not index.num_samples:
+            raise ConfigError("data", index.store.url, "it must hold a sample, and holds none")
+        if lanes is None:
+            lanes = default_lanes(index.counts, window) if shuffle else 1
+        self.index = index
+        self.order = Order(index.counts, seed=seed, window=window, lanes=lanes, shuffle=shuffle)
+        self.num_samples = index.num_samples
+        self._ordinals = np.cumsum(index.counts) - index.counts
+        self._changes = [_Change(since=0, batching=batching)]
+
+    @property
+    def batching(self) -> Batching:
+        """The batching asked for; a restored one may still have to finish its rung or super-window."""
+        return self._changes[-1].batching
+
+    def batches(self, consumed: int) -> Iterator[PlannedBatch]:
+        """The rest of the epoch from a count on, beginning with the rest of a begun batch; counts are the run's."""
+        epoch = consumed // self.num_samples
+        base = epoch * self.num_samples
+        for plan, since, until in self._plans(epoch):
+            if until > consumed:
+                for batch in plan.batches(epoch, max(consumed, since) - base, until - base):
+                    yield replace(batch, count=base + batch.count)
+
+    def steps(self, consumed: int, *, world_size: int = 1, sub_epochs: int = 1) -> Iterator[Step]:
+        """The rest of the sub-epoch that the count lies in: it ends with the first step that reaches its share."""
+        end = self.sub_epoch_end(consumed, sub_epochs)
+        for step in steps(self.batches(consumed), world_size):
+            yield step
+            if step.count >= end:
+                return
+
+    def sub_epoch_end(self, consumed: int, sub_epochs: int) -> int:
+        """The count at which the sub-epoch of `consumed` has had its 1/sub_epochs share of the epoch."""
+        epoch, count = divmod(consumed, self.num_samples)
+        share = count * sub_epochs // self.num_samples + 1
+        return epoch * self.num_samples + -(-self.num_samples * share // sub_epochs)
+
+    def samples(self, epoch: int, positions: Ints) -> tuple[Ints, Ints, Ints]:
+        """(shard, index in the shard, ordinal in the dataset) of each position."""
+        shard, place = self.order.sample_at(positions, epoch)
+        return shard, place, self._ordinals[shard] + place
+
+    def keys(self, epoch: int, positions: Ints) -> list[str]:
+        """The samples' keys."""
+        shards, places = self.order.sample_at(positions, epoch)
+        return [self.index.rows(int(s)).column("key")[int(i)].as_py() for s, i in zip(shards, places)]
+
+    def seconds(self, epoch: int, positions: Ints) -> Floats:
+        """The samples' lengths in seconds, float64; reads each shard's lengths once."""
+        shards, places = self.order.sample_at(positions, epoch)
+        lengths = np.empty(len(positions))
+        wanted = by_shard(shards)
+        self.index.load_ahead(wanted, seconds=True)
+        for shard, here in wanted.items():
+            lengths[here] = self.index.seconds(shard)[places[here]]
+        return lengths
+
+    def state(self, consumed: int) -> dict[str, Any]:
+        """What resumes the run at a count: small, JSON-able, without a word of ranks, workers or paths."""
+        plans = self._plans(consumed // self.num_samples)
+        batching = next(plan.batching for plan, since, until in plans if since <= consumed < until)
+        return {
+            "format": STATE_FORMAT,
+            "algorithm": ALGORITHM,
+            "fingerprint": self.index.fingerprint,
+            "seed": self.order.seed,
+            "consumed_samples": consumed,
+            "plan": {**self._order_parameters(), **asdict(batching)},
+        }
+
+    def restore(self, state: dict[str, Any]) -> int:
+        """Take a saved state's place and return its count. If the batching differs, the saved one first finishes its
+        rung or super-window, and then this sequence's own holds.
+
+        Another dataset, seed, order or algorithm raises ResumeMismatch: the count would mean others. What `state`
+        never gave raises ConfigError.
+        """
+        _check_state(state, isinstance(state, dict), "it must be a dict")
+        own = {"format": STATE_FORMAT, "algorithm": ALGORITHM, "fingerprint": self.index.fingerprint}
+        for field, current in {**own, "seed": self.order.seed}.items():
+            if state.get(field) != current:
+                raise ResumeMismatch(field, state.get(field), current, fix=_FIXES[field])
+        plan: Any = state.get("plan")
+        consumed: Any = state.get("consumed_samples")
+        names = {*self._order_parameters(), *(field.name for field in fields(Batching))}
+        _check_state(plan, isinstance(plan, dict) and set(plan) == names, f"its plan must have {sorted(names)}")
+        counted = type(consumed) is int and 0 <= consumed < COUNT_MAX
+        _check_state(consumed, counted, "its consumed_samples must be a whole number in [0, 2**63)")
+        parameters = dict(plan)
+        for field, current in self._order_parameters().items():
+            if (saved := parameters.pop(field, None)) != current:
+                raise ResumeMismatch(field, saved, current, fix=_FIXES["plan"])
+        saved = Batching(**parameters)
+        begun = 0 <= saved.origin * self.order.lanes <= consumed % self.num_samples
+        _check_state(saved.origin, begun, "the origin of its plan must lie before its consumed_samples")
+        self._change_batching(consumed, saved)
+        return int(consumed)
+
+    def _change_batching(self, consumed: int, saved: Batching) -> None:
+        new = replace(self.batching, origin=0)
+        self._changes = [_Change(since=consumed, batching=saved)]
+        if new == replace(saved, origin=0):
+            return
+        epoch, count = divmod(consumed, self.num_samples)
+        plan = self._plan(saved)
+        offset = plan.next_boundary(count)
+        since = epoch * self.num_samples + plan.count_at(offset)
+        if plan.count_at(offset) < self.num_samples:
+            new = replace(new, origin=offset)
+        self._changes.append(_Change(since=since, batching=new))
+
+    def _plans(self, epoch: int) -> Iterator[tuple[Plan, int, int]]:
+        """The plans of an epoch, each with the counts from and up to which it holds."""
+        base, end = epoch * self.num_samples, (epoch + 1) * self.num_samples
+        untils = [change.since for change in self._changes[1:]] + [end]
+        for change, until in zip(self._changes, untils):
+            since, until = max(base, change.since), min(until, end)
+            if since < until:
+                batching = change.batching if change.since >= base else replace(change.batching, origin=0)
+                yield self._plan(batching), since, until
+
+    def _plan(self, batching: Batching) -> Plan:
+        return Plan(self.order, batching, seconds=self.seconds, name=self._name)
+
+    def _name(self, epoch: int, position: int) -> str:
+        return repr(self.keys(epoch, np.array([position]))[0])
+
+    def _order_parameters(self) -> dict[str, Any]:
+        return {"window": self.order.window, "lanes": self.order.lanes, "shuffle": self.order.shuffle}
+
+
+def _check_state(value: object, holds: bool, rule: str) -> None:
+    if not holds:
+        raise ConfigError("state", value, rule, fix="It is damaged: load what state_dict() gave.")

@@ -1,0 +1,1 @@
+"""Position <-> sample, and which samples form a batch: pure, numpy only."""

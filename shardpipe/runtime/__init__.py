@@ -1,0 +1,1 @@
+"""Threads and processes: work in parallel, and how it ends."""

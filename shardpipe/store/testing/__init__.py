@@ -1,0 +1,1 @@
+"""Stores for tests: they count, slow down and break the reads of another one."""

@@ -1,0 +1,1 @@
+"""What is trained: units, features, model, losses and error rates."""
