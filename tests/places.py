@@ -13,7 +13,17 @@ from shardpipe.pack import PackOptions, PackReport, pack
 from tests.s3 import SECRETS
 from tests.speech import write_list
 
-__all__ = ["objects", "put_folder", "run", "speech_with_a_bad_line", "uploaded", "use_bucket", "write"]
+__all__ = [
+    "objects",
+    "pack_list",
+    "put_folder",
+    "run",
+    "speech_with_a_bad_line",
+    "tree",
+    "uploaded",
+    "use_bucket",
+    "write",
+]
 
 
 def use_bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -34,6 +44,11 @@ def objects(url: str) -> dict[str, bytes]:
     return {name.removeprefix(f"{root}/"): fs.cat_file(name) for name in fs.find(root)}
 
 
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder, and of those in it."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def write(url: str, data: bytes) -> None:
     fs, path = fsspec.core.url_to_fs(url)
     fs.pipe_file(path, data)
@@ -51,6 +66,10 @@ def speech_with_a_bad_line(folder: Path) -> Path:
     data_list = write_list(folder, 20)
     data_list.write_text(data_list.read_text() + '{"key": "bad", "wav": "missing.wav", "txt": ""}\n')
     return data_list
+
+
+def pack_list(data_list: Path, out: Path, **options: Any) -> PackReport:
+    return pack(data_list, out, options=PackOptions(**options))
 
 
 def run(data_list: Path, out: Path | str, staging: Path | None = None, **options: Any) -> PackReport:

@@ -1,8 +1,8 @@
 """Keys and keyed bijections: everything random in shardpipe is drawn from here, and from nothing that keeps state.
 
 What these functions return is part of every checkpoint's meaning. A change breaks every run in the world that is under
-way, so golden vectors in tests/test_bijection.py pin them, and ALGORITHM must be raised with any change. That is also
-why no library's `shuffle` or `permutation` is used: their streams may change between versions.
+way, so golden vectors in tests/order/test_bijection.py pin them, and ALGORITHM must be raised with any change. That is
+also why no library's `shuffle` or `permutation` is used: their streams may change between versions.
 
 Sources: the 64-bit finaliser is variant 13 of Stafford's mixers, as used by Steele, Lea and Flood's SplitMix64 (OOPSLA
 2014); the bijection is the generalized Feistel network with cycle walking of Black and Rogaway, "Ciphers with Arbitrary

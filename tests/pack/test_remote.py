@@ -15,8 +15,6 @@ from typing import Any
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from test_pack import tree
-from test_pack_crash import small_disk  # noqa: F401 (a fixture)
 
 from shardpipe.dataset.index import MANIFEST, Index
 from shardpipe.dataset.verifying import verify
@@ -25,7 +23,7 @@ from shardpipe.pack import PackOptions, index_tars, pack
 from shardpipe.store import Retry
 from shardpipe.store.remote.writing import Uploads
 from tests.faulty_proxy import FaultyProxy, running_proxy
-from tests.places import objects, put_folder, run, speech_with_a_bad_line, uploaded, use_bucket, write
+from tests.places import objects, put_folder, run, speech_with_a_bad_line, tree, uploaded, use_bucket, write
 from tests.s3 import SECRETS
 from tests.speech import write_list
 
@@ -259,7 +257,7 @@ def test_what_is_lost_at_the_url_is_made_again(tmp_path: Path, speech: Path, loc
     assert objects(url) == tree(local)
 
 
-def test_a_disk_smaller_than_the_dataset(tmp_path: Path, small_disk: Path, url: str) -> None:  # noqa: F811
+def test_a_disk_smaller_than_the_dataset(tmp_path: Path, small_disk: Path, url: str) -> None:
     data_list = write_list(tmp_path / "speech", 60, codecs=("wav",), seconds=(0.4, 0.6))
     report = run(data_list, url, small_disk, shard_samples=8)
     assert report.size > 900_000 > 600 << 10

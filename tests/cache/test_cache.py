@@ -424,7 +424,7 @@ def test_a_failing_write_pauses_with_one_warning(
 
 FULL_DISK = """
 import logging, os, sys
-from tests.test_cache import *
+from tests.cache.test_cache import *
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
 folder, limit = Path(sys.argv[1]) / "cache", (int(sys.argv[2]) or None)
 cache, filler = ShardCache(folder, limit), folder.parent / "filler"
@@ -602,7 +602,7 @@ def test_a_child_forked_from_under_the_lock_does_not_hold_it(tmp_path: Path) -> 
 
 WRITER = """
 import random, sys
-from tests.test_cache import *
+from tests.cache.test_cache import *
 cache, random_ = ShardCache(sys.argv[1], int(sys.argv[2])), random.Random(int(sys.argv[3]))
 data = [content(number) for number in range(6)]
 print("ready", flush=True)

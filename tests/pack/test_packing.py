@@ -18,15 +18,12 @@ from shardpipe.dataset.index import MANIFEST, Index
 from shardpipe.dataset.verifying import verify
 from shardpipe.errors import AudioError, ConfigError, ListError, ShardpipeError, StoreError
 from shardpipe.lists import Utterance
-from shardpipe.pack import PackOptions, PackReport, index_tars, pack
+from shardpipe.pack import PackOptions, index_tars, pack
 from shardpipe.pack.prepare import prepare
 from shardpipe.store import LocalStore
+from tests.places import pack_list, tree
 from tests.readers import read_as_wenet, read_as_wids, read_with_webdataset, read_with_wids
 from tests.speech import make_audio, make_bytes, make_wav, write_list
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def rows_of(folder: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
@@ -47,10 +44,6 @@ def write_entries(data_list: Path, fields: list[dict[str, Any]]) -> Path:
     return data_list
 
 
-def run(data_list: Path, out: Path, **options: Any) -> PackReport:
-    return pack(data_list, out, options=PackOptions(**options))
-
-
 @pytest.fixture(scope="module")
 def speech_list(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_list(tmp_path_factory.mktemp("speech"), 40, codecs=("wav", "flac", "mp3", "ogg", "opus"))
@@ -67,7 +60,7 @@ def speech_list(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_any_number_of_jobs_gives_the_same_bytes(tmp_path: Path, speech_list: Path, options: dict[str, Any]) -> None:
-    reports = [run(speech_list, tmp_path / str(jobs), jobs=jobs, **options) for jobs in (1, 3)]
+    reports = [pack_list(speech_list, tmp_path / str(jobs), jobs=jobs, **options) for jobs in (1, 3)]
     assert tree(tmp_path / "1") == tree(tmp_path / "3")
     assert reports[0].fingerprint == reports[1].fingerprint
     assert reports[0].shards > 1
@@ -97,7 +90,7 @@ def test_report_progress_and_layout(tmp_path: Path, speech_list: Path) -> None:
 
 
 def test_kept_bytes_are_the_files_bytes(tmp_path: Path, speech_list: Path) -> None:
-    run(speech_list, tmp_path / "out", shard_samples=16)
+    pack_list(speech_list, tmp_path / "out", shard_samples=16)
     fields = entries(speech_list)
     rows = list(rows_of(tmp_path / "out"))
     assert len(rows) == len(fields)
@@ -117,7 +110,7 @@ def test_kept_bytes_are_the_files_bytes(tmp_path: Path, speech_list: Path) -> No
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_other_readers_see_every_sample(tmp_path: Path, speech_list: Path) -> None:
-    run(speech_list, tmp_path / "out", shard_samples=16)
+    pack_list(speech_list, tmp_path / "out", shard_samples=16)
     ours = [(row["key"], row["text"], audio) for row, audio in rows_of(tmp_path / "out")]
     assert read_as_wenet(tmp_path / "out") == ours
     assert read_with_webdataset(tmp_path / "out") == ours
@@ -127,7 +120,7 @@ def test_other_readers_see_every_sample(tmp_path: Path, speech_list: Path) -> No
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_wids_sees_every_sample(tmp_path: Path, speech_list: Path) -> None:
     pytest.importorskip("wids", reason="wids comes with webdataset before 1.0")
-    run(speech_list, tmp_path / "out", shard_samples=16)
+    pack_list(speech_list, tmp_path / "out", shard_samples=16)
     ours = [(row["key"], row["text"], audio) for row, audio in rows_of(tmp_path / "out")]
     assert read_with_wids(tmp_path / "out", tmp_path / "cache") == ours
 
@@ -137,7 +130,7 @@ def test_other_readers_see_long_and_unicode_keys(tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(make_wav(800))
     keys = ["語" * 30, "ключ", "a b%c", "k" * 96, "k" * 97, "é" * 120]
     fields = [{"key": key, "wav": "a.wav", "txt": f"text of {key}"} for key in keys]
-    run(write_entries(tmp_path / "data.list", fields), tmp_path / "out")
+    pack_list(write_entries(tmp_path / "data.list", fields), tmp_path / "out")
     ours = [(row["key"], row["text"], audio) for row, audio in rows_of(tmp_path / "out")]
     assert [key for key, _, _ in ours] == keys
     assert read_as_wenet(tmp_path / "out") == ours
@@ -145,7 +138,7 @@ def test_other_readers_see_long_and_unicode_keys(tmp_path: Path) -> None:
 
 
 def test_an_index_made_from_the_shards_is_the_packs_own(tmp_path: Path, speech_list: Path) -> None:
-    report = run(speech_list, tmp_path / "out", shard_samples=16)
+    report = pack_list(speech_list, tmp_path / "out", shard_samples=16)
     again = index_tars(str(tmp_path / "out/*.tar"), tmp_path / "index")
     assert again.fingerprint == report.fingerprint
 
@@ -156,7 +149,7 @@ def test_shards_are_as_full_as_they_may_be(
     speech_list: Path, tmp_path_factory: pytest.TempPathFactory, limit: int, samples: int | None
 ) -> None:
     out = tmp_path_factory.mktemp("limits") / "out"
-    run(speech_list, out, **({"shard_size": limit} if samples is None else {"shard_samples": samples}))
+    pack_list(speech_list, out, **({"shard_size": limit} if samples is None else {"shard_samples": samples}))
     index = Index.load(str(out))
     assert index.num_samples == 40
     assert (index.counts > 0).all()
@@ -177,7 +170,7 @@ def test_shuffled_by_a_hash_that_never_changes(tmp_path: Path) -> None:
     backward = write_entries(tmp_path / "backward.list", fields[::-1])
     orders = {}
     for name, data_list, seed in (("a", forward, 1), ("b", backward, 1), ("c", forward, 2), ("d", forward, None)):
-        run(data_list, tmp_path / name, shuffle_seed=seed)
+        pack_list(data_list, tmp_path / name, shuffle_seed=seed)
         orders[name] = [row["key"] for row, _ in rows_of(tmp_path / name)]
     # blake2b of "SEED KEY", 16 bytes, ascending: pinned, or a list packed again would become another dataset.
     assert orders["a"] == [f"utt{i}" for i in [6, 9, 1, 0, 5, 7, 3, 2, 8, 4]]
@@ -192,7 +185,7 @@ def test_shuffled_by_a_hash_that_never_changes(tmp_path: Path) -> None:
 
 def packed(tmp_path: Path, fields: dict[str, Any], **options: Any) -> tuple[dict[str, Any], bytes]:
     data_list = write_entries(tmp_path / "data.list", [{"key": "utt", "txt": "hello", **fields}])
-    run(data_list, tmp_path / "out", overwrite=True, **options)
+    pack_list(data_list, tmp_path / "out", overwrite=True, **options)
     ((row, audio),) = rows_of(tmp_path / "out")
     return row, audio
 
@@ -254,8 +247,8 @@ def test_many_segments_of_one_recording_in_any_order(tmp_path: Path) -> None:
         for i in range(20)
         for codec in ("flac", "opus")
     ]
-    run(write_entries(tmp_path / "data.list", fields), tmp_path / "one")
-    run(write_entries(tmp_path / "data.list", fields), tmp_path / "many", jobs=2)
+    pack_list(write_entries(tmp_path / "data.list", fields), tmp_path / "one")
+    pack_list(write_entries(tmp_path / "data.list", fields), tmp_path / "many", jobs=2)
     assert tree(tmp_path / "one") == tree(tmp_path / "many")
     found = {row["key"]: audio for row, audio in rows_of(tmp_path / "one")}
     whole = decode((tmp_path / "opus.bin").read_bytes(), "opus", "int16")
@@ -281,7 +274,9 @@ def bad_corpus(folder: Path) -> Path:
 
 def test_skip_lists_what_it_leaves_out(tmp_path: Path) -> None:
     data_list = bad_corpus(tmp_path)
-    reports = [run(data_list, tmp_path / str(jobs), on_error="skip", shard_samples=2, jobs=jobs) for jobs in (1, 2)]
+    reports = [
+        pack_list(data_list, tmp_path / str(jobs), on_error="skip", shard_samples=2, jobs=jobs) for jobs in (1, 2)
+    ]
     assert tree(tmp_path / "1") == tree(tmp_path / "2")
     assert (reports[0].samples, reports[0].rejected) == (6, 6)
     listed = [json.loads(line) for line in (tmp_path / "1/rejected.jsonl").read_text().splitlines()]
@@ -301,7 +296,7 @@ def test_fail_names_the_first_and_leaves_nothing(tmp_path: Path, bad: int, jobs:
     fields = entries(data_list)
     write_entries(data_list, [*fields[1::2][:3], fields[2 * bad], *fields[7::2]])
     with pytest.raises(AudioError) as caught:
-        run(data_list, tmp_path / "out", jobs=jobs)
+        pack_list(data_list, tmp_path / "out", jobs=jobs)
     assert caught.value.key == fields[2 * bad]["key"]
     assert f"{data_list}:4" in str(caught.value)
     assert fields[2 * bad]["wav"] in str(caught.value)
@@ -313,18 +308,18 @@ def test_bad_lines_are_left_out_and_listed_too(tmp_path: Path) -> None:
     data_list = write_list(tmp_path, 4)
     lines = data_list.read_text().splitlines()
     data_list.write_text("\n".join([lines[0], "{", *lines[1:], lines[0]]))
-    report = run(data_list, tmp_path / "out", on_error="skip")
+    report = pack_list(data_list, tmp_path / "out", on_error="skip")
     assert (report.samples, report.rejected) == (4, 2)
     listed = [json.loads(line) for line in (tmp_path / "out/rejected.jsonl").read_text().splitlines()]
     assert [entry["where"] for entry in listed] == [f"{data_list}:2", f"{data_list}:6"]
     with pytest.raises(ListError, match="JSON"):
-        run(data_list, tmp_path / "other")
+        pack_list(data_list, tmp_path / "other")
 
 
 def test_nothing_left_is_an_error(tmp_path: Path) -> None:
     data_list = write_entries(tmp_path / "data.list", [{"key": f"k{i}", "wav": "no.wav", "txt": ""} for i in range(3)])
     with pytest.raises(ListError, match="all 3 utterances were rejected, the first because .*no such file"):
-        run(data_list, tmp_path / "out", on_error="skip")
+        pack_list(data_list, tmp_path / "out", on_error="skip")
     assert not (tmp_path / "out").exists()
 
 
@@ -386,21 +381,21 @@ def test_opus_cannot_hold_every_rate(tmp_path: Path) -> None:
 
 
 def test_packing_again_changes_nothing(tmp_path: Path, speech_list: Path) -> None:
-    run(speech_list, tmp_path / "out", shard_samples=16)
+    pack_list(speech_list, tmp_path / "out", shard_samples=16)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    report = run(speech_list, tmp_path / "out", shard_samples=16, jobs=2)
+    report = pack_list(speech_list, tmp_path / "out", shard_samples=16, jobs=2)
     assert report.shards_kept == report.shards == 3
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
 
 
 def test_the_same_job_is_known_by_what_decides_the_bytes(tmp_path: Path) -> None:
     data_list = write_list(tmp_path, 4)
-    run(data_list, tmp_path / "out")
+    pack_list(data_list, tmp_path / "out")
     fields = entries(data_list)
     for same in ({"jobs": 2}, {"on_error": "skip"}):
-        assert run(data_list, tmp_path / "out", **same).shards_kept == 1
+        assert pack_list(data_list, tmp_path / "out", **same).shards_kept == 1
     write_entries(data_list, [dict(reversed(entry.items())) for entry in fields])
-    assert run(data_list, tmp_path / "out").shards_kept == 1
+    assert pack_list(data_list, tmp_path / "out").shards_kept == 1
     for other in (
         {"shard_size": 1 << 20},
         {"shard_samples": 100},
@@ -409,7 +404,7 @@ def test_the_same_job_is_known_by_what_decides_the_bytes(tmp_path: Path) -> None
         {"shuffle_seed": 0},
     ):
         with pytest.raises(StoreError, match="another dataset"):
-            run(data_list, tmp_path / "out", **other)
+            pack_list(data_list, tmp_path / "out", **other)
     for change in (
         {"key": "other"},
         {"txt": "other"},
@@ -420,19 +415,19 @@ def test_the_same_job_is_known_by_what_decides_the_bytes(tmp_path: Path) -> None
     ):
         write_entries(data_list, [{**fields[0], **change}, *fields[1:]])
         with pytest.raises(StoreError, match="another dataset"):
-            run(data_list, tmp_path / "out")
+            pack_list(data_list, tmp_path / "out")
 
 
 def test_another_dataset_is_refused_or_replaced(tmp_path: Path, speech_list: Path) -> None:
     out = tmp_path / "out"
-    run(speech_list, out, shard_samples=5)
+    pack_list(speech_list, out, shard_samples=5)
     (out / "notes.txt").write_text("mine")
     before = tree(out)
     with pytest.raises(StoreError, match="holds another dataset.*--overwrite"):
-        run(speech_list, out, shard_samples=16)
+        pack_list(speech_list, out, shard_samples=16)
     assert tree(out) == before
-    run(speech_list, out, shard_samples=16, overwrite=True)
-    run(speech_list, tmp_path / "fresh", shard_samples=16)
+    pack_list(speech_list, out, shard_samples=16, overwrite=True)
+    pack_list(speech_list, tmp_path / "fresh", shard_samples=16)
     assert tree(out) == {**tree(tmp_path / "fresh"), "notes.txt": b"mine"}, (
         "no stale shard, and what is the user's stays"
     )
@@ -440,13 +435,13 @@ def test_another_dataset_is_refused_or_replaced(tmp_path: Path, speech_list: Pat
 
 def test_a_damaged_dataset_can_be_packed_over(tmp_path: Path, speech_list: Path) -> None:
     out = tmp_path / "out"
-    run(speech_list, out, shard_samples=16)
+    pack_list(speech_list, out, shard_samples=16)
     whole = tree(out)
     (out / "shard-000001.tar").write_bytes(b"damaged")
     (out / MANIFEST).write_bytes(b"{")
     with pytest.raises(ShardpipeError):
-        run(speech_list, out, shard_samples=16)
-    run(speech_list, out, shard_samples=16, overwrite=True)
+        pack_list(speech_list, out, shard_samples=16)
+    pack_list(speech_list, out, shard_samples=16, overwrite=True)
     assert tree(out) == whole
 
 
@@ -457,19 +452,19 @@ def test_files_of_others_are_never_touched(tmp_path: Path, speech_list: Path, na
     path.write_bytes(b"theirs")
     for overwrite in (False, True):
         with pytest.raises(StoreError, match="did not write"):
-            run(speech_list, tmp_path / "out", overwrite=overwrite)
+            pack_list(speech_list, tmp_path / "out", overwrite=overwrite)
     assert tree(tmp_path / "out") == {name: b"theirs"}
 
 
 def test_tars_that_were_only_indexed_are_never_touched(tmp_path: Path, speech_list: Path) -> None:
     out = tmp_path / "out"
-    run(speech_list, tmp_path / "packed", shard_samples=16)
+    pack_list(speech_list, tmp_path / "packed", shard_samples=16)
     out.mkdir()
     (tmp_path / "packed/shard-000000.tar").rename(out / "shard-000000.tar")
     index_tars(str(out / "*.tar"), out)
     before = tree(out)
     with pytest.raises(StoreError, match="did not write"):
-        run(speech_list, out, overwrite=True)
+        pack_list(speech_list, out, overwrite=True)
     assert tree(out) == before
 
 
@@ -479,20 +474,20 @@ def test_two_at_once(tmp_path: Path, speech_list: Path) -> None:
     with open(lock, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(StoreError, match="another process"):
-            run(speech_list, tmp_path / "out")
-    assert run(speech_list, tmp_path / "out").samples == 40
+            pack_list(speech_list, tmp_path / "out")
+    assert pack_list(speech_list, tmp_path / "out").samples == 40
     assert not lock.parent.exists()
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path, speech_list: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot be written"):
-        run(speech_list, tmp_path / "file" / "out")
+        pack_list(speech_list, tmp_path / "file" / "out")
 
 
 def test_nothing_of_the_machine_goes_into_the_dataset(tmp_path: Path) -> None:
     for folder in ("a", "b/c"):
-        run(write_list(tmp_path / folder, 8), tmp_path / folder / "out", shard_samples=3)
+        pack_list(write_list(tmp_path / folder, 8), tmp_path / folder / "out", shard_samples=3)
     here, there = tree(tmp_path / "a/out"), tree(tmp_path / "b/c/out")
     del here["index/job.json"], there["index/job.json"]  # a digest of the list with its paths
     assert here == there
@@ -500,5 +495,5 @@ def test_nothing_of_the_machine_goes_into_the_dataset(tmp_path: Path) -> None:
 
 
 def test_shards_are_read_through_any_store(tmp_path: Path, speech_list: Path) -> None:
-    run(speech_list, tmp_path / "out", shard_samples=16)
+    pack_list(speech_list, tmp_path / "out", shard_samples=16)
     assert verify(LocalStore(tmp_path / "out")).ok

@@ -8,25 +8,25 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from test_pack import run, tree
 
 from shardpipe.dataset.index import MANIFEST, Index
 from shardpipe.dataset.verifying import verify
 from shardpipe.errors import AudioError, StoreError
 from tests.dying import dies_before
+from tests.places import pack_list, tree
 from tests.speech import write_list
 
 
 def runs_until(step: int, data_list: Path, out: Path, **options: Any) -> bool:
     """Whether packing was cut short before that step."""
-    return dies_before(step, partial(run, data_list, out, **options))
+    return dies_before(step, partial(pack_list, data_list, out, **options))
 
 
 def finished_shards(out: Path) -> dict[str, int]:
@@ -45,14 +45,14 @@ def small_list(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_killed_at_every_step(tmp_path: Path, small_list: Path) -> None:
     options = {"shard_samples": 2, "on_error": "skip"}
-    run(small_list, tmp_path / "whole", **options)
+    pack_list(small_list, tmp_path / "whole", **options)
     whole = tree(tmp_path / "whole")
     steps = 0
     while runs_until(steps, small_list, out := tmp_path / f"out{steps}", **options):
         if (out / MANIFEST).exists():
             assert verify(out).ok, "the manifest is the commit marker"
         finished = finished_shards(out)
-        report = run(small_list, out, **options)
+        report = pack_list(small_list, out, **options)
         assert report.shards_kept >= len(finished)
         assert {name: (out / name).stat().st_ino for name in finished} == finished
         assert tree(out) == whole, f"killed before step {steps}"
@@ -63,21 +63,21 @@ def test_killed_at_every_step(tmp_path: Path, small_list: Path) -> None:
 def test_killed_at_every_step_while_replacing_a_dataset(tmp_path: Path, small_list: Path) -> None:
     old_list = write_list(tmp_path / "old", 3)
     options = {"shard_samples": 2, "on_error": "skip", "overwrite": True}
-    run(small_list, tmp_path / "whole", **options)
+    pack_list(small_list, tmp_path / "whole", **options)
     whole = tree(tmp_path / "whole")
     new = Index.load(str(tmp_path / "whole")).fingerprint
-    old = run(old_list, tmp_path / "pristine", shard_samples=1).fingerprint
+    old = pack_list(old_list, tmp_path / "pristine", shard_samples=1).fingerprint
     seen, steps, is_cut = set(), 0, True
     while is_cut:
         out = tmp_path / f"out{steps}"
-        run(old_list, out, shard_samples=1)
+        pack_list(old_list, out, shard_samples=1)
         is_cut = runs_until(steps, small_list, out, **options)
         if (out / MANIFEST).exists():
             assert verify(out).ok, "a manifest always tells the truth, be it the old one or the new one"
             seen.add(Index.load(str(out)).fingerprint)
         is_published = (out / MANIFEST).exists() and Index.load(str(out)).fingerprint == new
         is_tidied = not (out / ".packing").exists() or not any((out / ".packing").glob("[jp]*"))
-        report = run(small_list, out, **options)
+        report = pack_list(small_list, out, **options)
         if is_published and not is_tidied:
             assert report.shards_kept == report.shards, "all that was left to do is to tidy up"
         assert tree(out) == whole, f"killed before step {steps}"
@@ -98,7 +98,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_killed_at_random_moments(tmp_path: Path, jobs: int) -> None:
     data_list = write_list(tmp_path / "speech", 48, seconds=(1, 3))
-    run(data_list, tmp_path / "whole", shard_samples=4, format="flac")
+    pack_list(data_list, tmp_path / "whole", shard_samples=4, format="flac")
     (tmp_path / "program.py").write_text(PROGRAM)
     out = tmp_path / "out"
     chance = random.Random(jobs)
@@ -116,7 +116,7 @@ def test_killed_at_random_moments(tmp_path: Path, jobs: int) -> None:
             assert not alive, "workers must not outlive a killed parent"
         kept = finished_shards(out)
         assert {name: kept.get(name) for name in finished} == finished or (out / MANIFEST).exists()
-    run(data_list, out, shard_samples=4, format="flac")
+    pack_list(data_list, out, shard_samples=4, format="flac")
     assert tree(out) == tree(tmp_path / "whole")
     assert kills >= 3
 
@@ -143,19 +143,19 @@ def test_an_error_keeps_what_is_finished_for_the_next_try(tmp_path: Path) -> Non
     data_list = write_list(tmp_path / "speech", 10)
     broken = tmp_path / "speech/audio/utt00007.flac"
     data = broken.read_bytes()
-    run(data_list, tmp_path / "whole", shard_samples=3)
+    pack_list(data_list, tmp_path / "whole", shard_samples=3)
     broken.write_bytes(b"")
     with pytest.raises(AudioError, match="is empty"):
-        run(data_list, tmp_path / "out", shard_samples=3)
+        pack_list(data_list, tmp_path / "out", shard_samples=3)
     finished = finished_shards(tmp_path / "out")
     assert sorted(finished) == ["shard-000000.tar", "shard-000001.tar"]
     assert not list((tmp_path / "out").rglob("*.new"))
     other = write_list(tmp_path / "other", 3)
     with pytest.raises(StoreError, match="unfinished pack of another list.*--overwrite"):
-        run(other, tmp_path / "out")
+        pack_list(other, tmp_path / "out")
     assert finished_shards(tmp_path / "out") == finished
     broken.write_bytes(data)
-    assert run(data_list, tmp_path / "out", shard_samples=3).shards_kept == 2
+    assert pack_list(data_list, tmp_path / "out", shard_samples=3).shards_kept == 2
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
@@ -165,17 +165,17 @@ def test_a_finished_shard_that_came_to_harm_is_made_again(tmp_path: Path, name: 
     data_list = write_list(tmp_path / "speech", 10)
     broken = tmp_path / "speech/audio/utt00009.flac"
     data = broken.read_bytes()
-    run(data_list, tmp_path / "whole", shard_samples=3)
+    pack_list(data_list, tmp_path / "whole", shard_samples=3)
     broken.write_bytes(b"")
     with pytest.raises(AudioError, match="is empty"):
-        run(data_list, tmp_path / "out", shard_samples=3)
+        pack_list(data_list, tmp_path / "out", shard_samples=3)
     broken.write_bytes(data)
     harmed = tmp_path / "out/.packing" / name
     if left is None:
         harmed.unlink()
     else:
         os.truncate(harmed, left)
-    assert run(data_list, tmp_path / "out", shard_samples=3).shards_kept == 1
+    assert pack_list(data_list, tmp_path / "out", shard_samples=3).shards_kept == 1
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
@@ -184,8 +184,8 @@ def test_an_unfinished_pack_can_be_dropped(tmp_path: Path) -> None:
     runs_until(25, data_list, tmp_path / "out", shard_samples=2)
     assert finished_shards(tmp_path / "out")
     other = write_list(tmp_path / "other", 3)
-    assert run(other, tmp_path / "out", overwrite=True).shards_kept == 0
-    run(other, tmp_path / "whole")
+    assert pack_list(other, tmp_path / "out", overwrite=True).shards_kept == 0
+    pack_list(other, tmp_path / "whole")
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
@@ -196,38 +196,27 @@ def test_choosing_to_fail_after_all_does_not_keep_what_was_skipped(tmp_path: Pat
     assert runs_until(18, first_bad, tmp_path / "out", shard_samples=1, on_error="skip")
     assert finished_shards(tmp_path / "out")
     with pytest.raises(AudioError, match="missing"):
-        run(first_bad, tmp_path / "out", shard_samples=1)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "disk"
-    place.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "none", place], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"no small disk to fill: {done.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", place], check=True)
+        pack_list(first_bad, tmp_path / "out", shard_samples=1)
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_full_disk(tmp_path: Path, small_disk: Path, jobs: int) -> None:
     data_list = write_list(tmp_path / "speech", 60, codecs=("wav",), seconds=(0.4, 0.6))
-    run(data_list, tmp_path / "whole", shard_samples=8)
+    pack_list(data_list, tmp_path / "whole", shard_samples=8)
     assert sum(map(len, tree(tmp_path / "whole").values())) > 900_000
     out = small_disk / "out"
     with pytest.raises(StoreError, match=r"the disk is full.*run the same command again") as caught:
-        run(data_list, out, shard_samples=8, jobs=jobs)
+        pack_list(data_list, out, shard_samples=8, jobs=jobs)
     assert str(out) in caught.value.url
     finished = finished_shards(out)
     assert len(finished) >= 2
     assert not [name for name in tree(out) if name.endswith(".new")], "partial files give their room back"
     with pytest.raises(StoreError, match="the disk is full"):
-        run(data_list, out, shard_samples=8, jobs=jobs)
+        pack_list(data_list, out, shard_samples=8, jobs=jobs)
     again = finished_shards(out)
     assert again.items() >= finished.items(), "the last one may or may not find room beside the next one"
     subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
-    assert run(data_list, out, shard_samples=8, jobs=jobs).shards_kept == len(again)
+    assert pack_list(data_list, out, shard_samples=8, jobs=jobs).shards_kept == len(again)
     assert tree(out) == tree(tmp_path / "whole")
 
 
@@ -237,6 +226,6 @@ def test_a_disk_too_full_for_anything(tmp_path: Path, small_disk: Path) -> None:
     filled = subprocess.run(["dd", "if=/dev/zero", f"of={filler}", "bs=4096"], capture_output=True)
     assert filled.returncode
     with pytest.raises(StoreError, match="the disk is full"):
-        run(data_list, small_disk / "out")
+        pack_list(data_list, small_disk / "out")
     filler.unlink()
-    assert run(data_list, small_disk / "out").samples == 4
+    assert pack_list(data_list, small_disk / "out").samples == 4
