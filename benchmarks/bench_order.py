@@ -21,8 +21,7 @@ import psutil
 from processes import Child, answer_lines
 from reporting import Checks, Figure, table, write_results
 
-from shardpipe.order.plan import Batching, Plan
-from shardpipe.order.shuffle import Ints, Order, default_lanes
+from shardpipe.order import Batching, Ints, Order, Plan, default_lanes
 
 SIZES = [(10**4, 10), (10**6, 10**3), (10**8, 10**5), (10**10, 10**6), (10**12, 10**6)]
 SPREADS = {"even": 0.1, "uneven": 1.5}

@@ -19,9 +19,8 @@ from peering import PEERS, Peer, available
 from processes import Child
 from reporting import Figure, bars, table, write_results
 
-from shardpipe.dataset.index import Index
-from shardpipe.order.plan import Batching, Plan, steps
-from shardpipe.order.shuffle import Order
+from shardpipe.dataset import Index
+from shardpipe.order import Batching, Order, Plan, steps
 
 BUDGET = 300.0
 WINDOWS = (1024, 4096, 8192)

@@ -25,8 +25,8 @@ from nodes import shards_a_node
 from processes import Child, alternate, use_cores
 from reporting import Checks, Figure, bars, table, write_results
 
-from shardpipe.dataset.index import Index
-from shardpipe.order.shuffle import default_lanes
+from shardpipe.dataset import Index
+from shardpipe.order import default_lanes
 from shardpipe.store import open_store
 
 BATCH = 16

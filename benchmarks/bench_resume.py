@@ -26,7 +26,7 @@ from reporting import Checks, Figure, table, write_results
 from tracing import TracingStore, payload_overlap, payloads_of
 
 from shardpipe import ShardLoader
-from shardpipe.dataset.index import Index
+from shardpipe.dataset import Index
 from shardpipe.store import open_store
 
 PLACES = (0, 50, 99)

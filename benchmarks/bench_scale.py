@@ -27,9 +27,9 @@ from corpus import built
 from processes import Child, alternate, use_cores
 from reporting import Checks, Figure, table, write_results
 
-from shardpipe.dataset.index import MANIFEST
-from shardpipe.dataset.manifest import PART_SHARDS, ShardInfo, Totals, format_manifest
-from shardpipe.dataset.parts import SCHEMA, write_part
+from shardpipe.dataset import MANIFEST, SCHEMA, ShardInfo, Totals
+from shardpipe.dataset.manifest import PART_SHARDS, format_manifest
+from shardpipe.dataset.parts import write_part
 
 RATE = 16000
 SHARD_SAMPLES = 5000

@@ -17,7 +17,7 @@ from scale_child import resident
 from tracing import TracingStore
 
 from shardpipe import Sample, ShardLoader
-from shardpipe.dataset.index import Index
+from shardpipe.dataset import Index
 from shardpipe.store import SlowStore, Store, open_store
 
 _NOTED_EVERY = 0.05

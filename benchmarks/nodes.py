@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shardpipe.order.plan import Batching, Plan
-from shardpipe.order.shuffle import Order, default_lanes
+from shardpipe.order import Batching, Order, Plan, default_lanes
 
 __all__ = ["shards_a_node"]
 

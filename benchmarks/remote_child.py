@@ -13,7 +13,7 @@ from processes import answer_lines
 from tracing import Request, TracingStore, payload_overlap, payloads_of, round_trips
 
 from shardpipe import ShardLoader
-from shardpipe.dataset.index import Index
+from shardpipe.dataset import Index
 from shardpipe.store import SlowStore, Store, open_store
 
 

@@ -19,8 +19,8 @@ def resident() -> int:
 
 def start(folder: str, how: str, batching: dict[str, float]) -> tuple[dict[str, Any], Any]:
     """(figures, the sequence of batches); `how` is loader, or index: what plans without it, and without torch."""
-    from shardpipe.dataset.index import Index
-    from shardpipe.loading.sequence import BatchSequence
+    from shardpipe.dataset import Index
+    from shardpipe.loading import BatchSequence
 
     if how == "loader":
         from shardpipe import ShardLoader
@@ -31,7 +31,7 @@ def start(folder: str, how: str, batching: dict[str, float]) -> tuple[dict[str, 
         loader = ShardLoader(folder, **batching)
         sequence = loader._sequence
     else:
-        from shardpipe.order.plan import Batching
+        from shardpipe.order import Batching
 
         figures = {"imported": monotonic(), "imports bytes": resident()}
         begun = monotonic()

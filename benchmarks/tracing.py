@@ -7,7 +7,7 @@ from collections.abc import Container, Sequence
 from time import monotonic
 from typing import NamedTuple, TypeAlias
 
-from shardpipe.dataset.index import Index
+from shardpipe.dataset import Index
 from shardpipe.store import Over, Stat, Store
 
 __all__ = ["Request", "TracingStore", "payload_overlap", "payloads_of", "round_trips"]

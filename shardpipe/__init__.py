@@ -3,8 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shardpipe.loading.batch import Batch, Sample
-    from shardpipe.loading.loader import ShardLoader
+    from shardpipe.loading import Batch, Sample, ShardLoader
 
 __all__ = ["Batch", "Sample", "ShardLoader", "__version__"]
 
@@ -14,7 +13,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     # These need torch, which takes seconds to import: packing and its worker processes do without.
     if name in ("Batch", "Sample", "ShardLoader"):
-        from shardpipe.loading import loader
+        from shardpipe import loading
 
-        return getattr(loader, name)
+        return getattr(loading, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,49 +1,60 @@
-"""The architecture as a test: what each module may import, and who may read the environment."""
+"""The architecture as a test: the wings, what each may import, and who may read the environment."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import pytest
 
 import shardpipe
 
 PACKAGE = Path(shardpipe.__file__).parent
+TESTS = Path(__file__).parent
 
-# A module imports from the lines above its own, never from its own line or below.
+# A wing imports from the lines above its own, never from its own line or below.
 LAYERS = [
     {"errors"},
-    {"settings", "forks"},
-    {"places"},
-    {"store", "publish", "quota", "lists", "audio", "bijection", "cut", "console", "lru"},
-    {"shard", "parts", "jobs", "order", "buffers", "pipeline", "ending"},
-    {"manifest", "scan", "plan"},
-    {"index", "cache"},
-    {"sequence", "read"},
-    {"work", "prefetch"},
-    {"pack", "verify", "batch", "explain"},
-    {"workers", "device"},
-    {"loader"},
+    {"settings"},
+    {"audio", "order", "runtime"},
+    {"store"},
+    {"dataset", "lists"},
+    {"cache", "pack"},
+    {"loading"},
     {"train"},
     {"demo"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+WINGS = sorted(set(LEVEL) - {"errors", "settings"})
 
-# Where a library may be imported at all. torch and torchaudio are imported by audio.resample when called, not before.
+LINES_MAX = 300
+MODULES_MAX = 12
+"""In a folder, besides what is named __like_this__: more of them hide a concept that wants a folder of its own."""
+
+# Where a library may be imported at all: in a wing, or in one module of it.
 ONLY_IN = {
     "fsspec": {"store"},
-    "torch": {"audio", "batch", "device", "loader", "train"},
-    "torchaudio": {"audio", "train"},
-    "tensorboard": {"train"},
-    "jsonargparse": {"train"},
+    "pyarrow": {"dataset", "pack", "loading.explain"},
+    # audio.samples imports torch and torchaudio when it is called, not before.
+    "torch": {"audio.samples", "loading.batch", "loading.device", "loading.loader", "train"},
+    "torchaudio": {"audio.samples", "train"},
+    "tensorboard": {"train.logs"},
+    "jsonargparse": {"train.cli"},
     "typer": {"cli"},
+    "rich": {"cli", "demo", "train.logs"},
+    "yaml": {"train"},
     "miniaudio": {"audio"},
     "soundfile": {"audio"},
+    "braceexpand": {"pack"},
 }
-PURE = {"order", "plan", "bijection", "cut"}
 PURE_MAY_IMPORT = {
     "numpy",
     "shardpipe",
@@ -55,99 +66,192 @@ PURE_MAY_IMPORT = {
     "math",
     "typing",
 }
-WRITE_SIDE = {"pack", "verify", "lists", "shard", "scan"}
-READ_SIDE = {
-    "order",
-    "plan",
-    "bijection",
-    "cut",
-    "cache",
-    "sequence",
-    "read",
-    "work",
-    "batch",
-    "workers",
-    "device",
-    "loader",
-}
-TRAIN_MAY_IMPORT = {"shardpipe", "loader", "batch", "errors", "settings", "places", "bijection", "publish"}
-ENTRY_POINTS = {"cli.py", "train/cli.py", "train/__main__.py"}
+WRITE_SIDE = {"lists", "dataset", "pack"}
+READ_SIDE = {"order", "cache", "loading"}
+TRAIN_MAY_IMPORT = {"errors", "settings", "order", "store"}
+"""And the root: its data come by `from shardpipe import ShardLoader`, as anybody's do."""
+ENTRY_POINTS = {"train.cli"}
 
 
-def sources() -> list[Path]:
-    return sorted(PACKAGE.rglob("*.py"))
+class Import(NamedTuple):
+    """`from module import names`, or `import module`, which names nothing."""
+
+    module: str
+    names: tuple[str, ...]
 
 
-def module_of(path: Path) -> str:
-    """`order` for shardpipe/order.py, `train` for everything under shardpipe/train."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def name_of(path: Path) -> str:
+    """`order.plan` for shardpipe/order/plan.py, `order` for its __init__, "" for the root's."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Dotted names imported anywhere in a file, but for what only type checkers see."""
-    for node in ast.walk(ast.parse(path.read_text())):
+MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+PACKAGES = {name for name, path in MODULES.items() if path.name == "__init__.py"}
+EVERY_MODULE = pytest.mark.parametrize("module", MODULES, ids=lambda module: module or "shardpipe")
+EVERY_WING = pytest.mark.parametrize("wing", WINGS)
+
+
+def imports(module: str) -> Iterator[Import]:
+    """Those anywhere in a module, by absolute names; those for type checkers and those in functions among them."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from (Import(alias.name, ()) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: a relative import"
-            module = node.module or ""
-            yield from (f"{module}.{alias.name}" for alias in node.names) if module == "shardpipe" else (module,)
+            assert node.level == 0, f"{module}: a relative import"
+            yield Import(node.module or "", tuple(alias.name for alias in node.names))
 
 
-def shardpipe_imports(path: Path) -> set[str]:
-    found = {name.split(".")[1] for name in imports(path) if name.startswith("shardpipe.")}
-    return {name if name in LEVEL else "shardpipe" for name in found}
+def own_imports(module: str) -> Iterator[Import]:
+    """Those of shardpipe's own modules, named as in MODULES: `from shardpipe import store` imports the module store."""
+    for target, names in imports(module):
+        if target.split(".")[0] != "shardpipe":
+            continue
+        assert names, f"{module}: write `from {target} import ...`"
+        target = target.partition(".")[2]
+        inner = [name for name in names if f"{target}.{name}".lstrip(".") in MODULES]
+        yield from (Import(f"{target}.{name}".lstrip("."), ()) for name in inner)
+        if rest := tuple(name for name in names if name not in inner):
+            yield Import(target, rest)
 
 
-def test_every_module_has_a_layer() -> None:
-    assert {module_of(path) for path in sources()} - {"__init__"} == set(LEVEL)
+def wing_of(module: str) -> str:
+    return module.split(".")[0]
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_point_downwards(path: Path) -> None:
-    module = module_of(path)
-    if module == "__init__":
-        return
-    # A package (audio, train) is one module here.
-    for name in shardpipe_imports(path) - {"shardpipe", "" if path.parent == PACKAGE else module}:
-        assert LEVEL[name] < LEVEL[module], f"{module} imports {name}"
+def wings_that(module: str) -> set[str]:
+    """The other wings from which a module imports; "" is the root."""
+    return {wing_of(target) for target, _ in own_imports(module)} - {wing_of(module)}
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_libraries_stay_where_they_belong(path: Path) -> None:
-    for name in imports(path):
-        allowed = ONLY_IN.get(name.split(".")[0])
-        assert allowed is None or module_of(path) in allowed, f"{path.name} imports {name}"
+def is_in(module: str, places: set[str]) -> bool:
+    return any(module == place or module.startswith(f"{place}.") for place in places)
 
 
-def test_order_and_plan_are_pure() -> None:
-    for module in PURE:
-        roots = {name.split(".")[0] for name in imports(PACKAGE / f"{module}.py")}
-        assert roots <= PURE_MAY_IMPORT, f"{module} imports {roots - PURE_MAY_IMPORT}"
+def test_the_root_holds_wings_and_nothing_else() -> None:
+    found = {path.name for path in PACKAGE.iterdir()} - {"__pycache__"}
+    assert found == {*WINGS, "__init__.py", "errors.py", "settings.py", "py.typed"}
+    assert set(WINGS) <= PACKAGES
 
 
-def test_the_write_side_does_not_know_the_read_side() -> None:
-    for path in sources():
-        if module_of(path) in WRITE_SIDE:
-            assert not shardpipe_imports(path) & READ_SIDE, path.name
+def test_tests_mirror_the_wings() -> None:
+    folders = {path.name for path in TESTS.iterdir() if path.is_dir()} - {"__pycache__"}
+    assert folders == {*WINGS, "promises", "past"}
+    for wing in WINGS:
+        assert list((TESTS / wing).glob("test_*.py")), wing
 
 
-def test_train_reaches_data_through_the_loader_alone() -> None:
-    for path in (PACKAGE / "train").rglob("*.py"):
-        assert shardpipe_imports(path) - {"train"} <= TRAIN_MAY_IMPORT, path.name
+@EVERY_MODULE
+def test_imports_point_downwards(module: str) -> None:
+    if module:
+        for wing in wings_that(module) - {""}:
+            assert LEVEL[wing] < LEVEL[wing_of(module)], f"{module} imports {wing}"
 
 
-def test_the_environment_is_read_at_the_entry_points_alone() -> None:
-    for path in sources():
-        tree = ast.parse(path.read_text())
-        reads = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr in ("environ", "getenv")]
-        assert not reads or path.relative_to(PACKAGE).as_posix() in ENTRY_POINTS, path
+@EVERY_MODULE
+def test_what_a_package_names_is_all_that_is_imported_from_outside(module: str) -> None:
+    for target, names in own_imports(module):
+        # The outermost package around the target that is not around the module as well.
+        around = [".".join(target.split(".")[: i + 1]) for i in range(target.count(".") + 1)]
+        border = next((name for name in around if name in PACKAGES and not is_in(module, {name})), None)
+        if border is None:
+            continue
+        named: list[str] = import_module(f"shardpipe.{border}".rstrip(".")).__all__
+        assert target == border, f"{module} imports {target}: what others may use of {border} is named in its __init__"
+        assert set(names) <= set(named), f"{module} imports {set(names) - set(named)}, which {border} does not name"
+
+
+def test_there_is_no_circle_of_modules() -> None:
+    graph = {module: {target for target, _ in own_imports(module)} for module in MODULES}
+    order = list(TopologicalSorter(graph).static_order())
+    assert set(order) == set(MODULES)
+
+
+@EVERY_WING
+def test_a_wing_says_what_goes_in_and_what_comes_out(wing: str) -> None:
+    doc = import_module(f"shardpipe.{wing}").__doc__ or ""
+    assert "In: " in doc
+    assert "Out: " in doc
+
+
+@EVERY_WING
+def test_a_wing_gives_what_it_names(wing: str) -> None:
+    """What its __init__ imports for type checkers, and gives when it is asked for, and names are the same."""
+    package = import_module(f"shardpipe.{wing}")
+    named = set(package.__all__)
+    for home, names in own_imports(wing):
+        for name in set(names) - ({"lazily"} if wing != "runtime" else set()):
+            assert name in named, f"{name} of {home}"
+            found = getattr(package, name)
+            assert found is getattr(import_module(f"shardpipe.{home}"), name)
+            assert not isinstance(found, ModuleType), f"{name} is a module of {wing}, too"
+            named.remove(name)
+    assert not named
+    with pytest.raises(AttributeError, match="nothing"):
+        package.nothing  # noqa: B018
+
+
+@EVERY_MODULE
+def test_modules_are_short(module: str) -> None:
+    assert len(MODULES[module].read_text().splitlines()) <= LINES_MAX
+
+
+@pytest.mark.parametrize("package", sorted(PACKAGES), ids=lambda package: package or "shardpipe")
+def test_folders_are_small(package: str) -> None:
+    names = [path.stem for path in MODULES[package].parent.glob("*.py") if not path.stem.startswith("__")]
+    assert len(names) <= MODULES_MAX, names
+
+
+@EVERY_MODULE
+def test_libraries_stay_where_they_belong(module: str) -> None:
+    for name, _ in imports(module):
+        places = ONLY_IN.get(name.split(".")[0])
+        assert places is None or is_in(module, places), f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if wing_of(module) == "order"])
+def test_order_is_pure(module: str) -> None:
+    roots = {name.split(".")[0] for name, _ in imports(module)}
+    assert roots <= PURE_MAY_IMPORT, f"{module} imports {roots - PURE_MAY_IMPORT}"
+    assert wings_that(module) <= {"errors"}
+
+
+@EVERY_MODULE
+def test_the_write_side_does_not_know_the_read_side(module: str) -> None:
+    if wing_of(module) in WRITE_SIDE:
+        assert not wings_that(module) & READ_SIDE
+
+
+@EVERY_MODULE
+def test_train_reaches_data_through_the_loader_alone(module: str) -> None:
+    if wing_of(module) == "train":
+        assert wings_that(module) <= {"", *TRAIN_MAY_IMPORT}
+
+
+@EVERY_MODULE
+def test_the_environment_is_read_at_the_entry_points_alone(module: str) -> None:
+    nodes = ast.walk(ast.parse(MODULES[module].read_text()))
+    reads = [node for node in nodes if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv")]
+    assert not reads or module in ENTRY_POINTS
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import shardpipe",
+        *(f"import shardpipe.{wing}" for wing in WINGS),
+        "from shardpipe.cli import app; app(['--help'], standalone_mode=False)",
+        "from shardpipe.cli import app; app(['pack', '--help'], standalone_mode=False)",
+        "from shardpipe.train.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass",
+    ],
+)
+def test_what_takes_long_to_import_is_imported_when_it_is_used(code: str) -> None:
+    _run(f"{code}\nimport sys\nassert not {{'torch', 'pyarrow'}} & set(sys.modules)")
 
 
 def test_packing_does_without_torch() -> None:
     """Every worker process of a pack imports this much."""
-    import subprocess
-    import sys
+    _run("from shardpipe.pack import index_tars, pack\nimport sys\nassert 'torch' not in sys.modules")
 
-    code = "import sys, shardpipe.pack; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+
+def _run(code: str) -> Any:
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

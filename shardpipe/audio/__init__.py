@@ -1,12 +1,14 @@
 """Audio files and samples: probe, decode, encode, resample; channels and number formats.
 
-Arrays are [frames, channels] (C order), float32 in [-1, 1] or int16. The decoder of each codec is the fastest that is
-right, by measurement, and releases the GIL: see codecs.py for the table.
+In: the bytes of a file, or samples. Out: what the file holds, its samples, samples in another form, the bytes of a new
+file; AudioError for whatever is damaged or cut. Arrays are [frames, channels] (C order), float32 in [-1, 1] or int16.
+The decoder of each codec is the fastest that is right, by measurement, and releases the GIL: the table is in `codecs`.
 """
 
 from shardpipe.audio.codecs import decode, decode_into, detect, encode, probe
 from shardpipe.audio.common import SAMPLE_RATE_MAX, AudioInfo
 from shardpipe.audio.samples import resample, to_float32, to_int16, to_mono
+from shardpipe.audio.segment import read_segment, span
 
 __all__ = [
     "SAMPLE_RATE_MAX",
@@ -16,7 +18,9 @@ __all__ = [
     "detect",
     "encode",
     "probe",
+    "read_segment",
     "resample",
+    "span",
     "to_float32",
     "to_int16",
     "to_mono",

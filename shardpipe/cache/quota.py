@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shardpipe.errors import StoreError
-from shardpipe.runtime.forks import after_fork
+from shardpipe.runtime import after_fork
 
 __all__ = ["FOREIGN_SAFE", "Quota"]
 

@@ -1,7 +1,7 @@
 """A local cache of remote shards: a folder of sparse files, shared by threads, processes and jobs.
 
-    <md5>-<size>.shard   what is cached of the shard with this md5 and size; a byte lies where it does in the shard
-    lock, *.lease        keep the folder within its bound; see `shardpipe.cache.quota`
+    <content>-<size>.shard   what is cached of the shard with this content and size; a byte lies where it does in it
+    lock, *.lease            keep the folder within its bound; see `quota`
 
 Nothing here is trusted. A reader checks what it gets against the CRC-32 of the dataset's index and takes the rest for
 missing; the next write mends it. So a torn write, a hole, a flipped bit need no journal, no flush and no repair, and
@@ -14,29 +14,38 @@ date once a second. Files are opened for every read: it costs 2 us, and what is 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
 import time
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 from shardpipe.cache.quota import FOREIGN_SAFE, Quota
-from shardpipe.dataset.manifest import ShardInfo
 from shardpipe.settings import check, integer
-from shardpipe.store.places import only_local
+from shardpipe.store import only_local
 
-__all__ = ["ShardCache"]
+__all__ = ["Shard", "ShardCache"]
 
 _LIMIT_MIN = 1 << 20
 _PAUSE = 60.0  # seconds
 _TOUCH = 1.0  # seconds
 
 _FILE = re.compile(r"[0-9a-f]{32}-[0-9]+\.shard")
-_MD5 = re.compile(r"[0-9a-f]{32}")
 
 _log = logging.getLogger("shardpipe")
+
+
+class Shard(Protocol):
+    """What the cache has to know of a shard; `ShardInfo` is one."""
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+
+    @property
+    def content(self) -> str:
+        """32 hex digits that are those of no other content, such as its MD5."""
 
 
 class ShardCache:
@@ -62,7 +71,7 @@ class ShardCache:
     def __reduce__(self) -> tuple[Any, ...]:
         return ShardCache, (self.folder, self.limit_bytes)
 
-    def read(self, shard: ShardInfo, offset: int, length: int) -> bytes | None:
+    def read(self, shard: Shard, offset: int, length: int) -> bytes | None:
         """`length` bytes of the shard from `offset`; None if they are not there. Check them: they may be anything."""
         path = self._path(shard)
         try:
@@ -86,7 +95,7 @@ class ShardCache:
         finally:
             os.close(descriptor)
 
-    def holds(self, shard: ShardInfo, offset: int, length: int) -> bool:
+    def holds(self, shard: Shard, offset: int, length: int) -> bool:
         """A hint for who fetches ahead: whether the range has no hole. It may be wrong yet, or gone when it is read.
 
         Always False where the file system does not tell holes.
@@ -104,7 +113,7 @@ class ShardCache:
         finally:
             os.close(descriptor)
 
-    def write(self, shard: ShardInfo, offset: int, data: bytes | memoryview) -> None:
+    def write(self, shard: Shard, offset: int, data: bytes | memoryview) -> None:
         """Keeps `data` as what the shard holds from `offset` on."""
         assert 0 <= offset <= offset + len(data) <= shard.size
         if time.monotonic() < self._paused_until:
@@ -119,12 +128,8 @@ class ShardCache:
         """Gives back what room this process has reserved, once none of its threads writes. A later write takes more."""
         self._quota.close()
 
-    def _path(self, shard: ShardInfo) -> str:
-        # A foreign manifest may hold anything for an md5.
-        md5 = shard.md5
-        if not (isinstance(md5, str) and _MD5.fullmatch(md5)):
-            md5 = hashlib.md5(repr((md5, shard.checksum)).encode(), usedforsecurity=False).hexdigest()
-        return f"{self.folder}/{md5}-{shard.size}.shard"
+    def _path(self, shard: Shard) -> str:
+        return f"{self.folder}/{shard.content}-{shard.size}.shard"
 
     def _pause(self, error: OSError) -> None:
         self._paused_until = time.monotonic() + _PAUSE

@@ -28,8 +28,8 @@ from shardpipe.dataset.manifest import (
 )
 from shardpipe.dataset.parts import PartReader, rows_batch, rows_checksum, write_part
 from shardpipe.errors import CorruptIndex
-from shardpipe.store import Store, open_store, pool, resolving
-from shardpipe.store.publish import write_file, writing
+from shardpipe.runtime import pool
+from shardpipe.store import Store, open_store, resolving, write_file, writing
 
 __all__ = ["MANIFEST", "SHARD_LIST", "Index", "ShardInfo", "Totals", "stage_index"]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from shardpipe.runtime.forks import after_fork
+from shardpipe.runtime import after_fork
 
 __all__ = ["LoadingCache"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,8 @@ FORMAT = 1
 PART_SHARDS = 512
 """Every part but the last covers so many shards."""
 
+_MD5 = re.compile(r"[0-9a-f]{32}")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardInfo:
@@ -46,6 +49,13 @@ class ShardInfo:
     """`rows_checksum` of the shard's rows."""
     ignored: int = 0
     """Members of the tar that no row covers; always 0 where shardpipe wrote it."""
+
+    @property
+    def content(self) -> str:
+        """32 hex digits that tell the content: its MD5, or where a manifest has none, a hash of what tells the rows."""
+        if isinstance(self.md5, str) and _MD5.fullmatch(self.md5):
+            return self.md5
+        return hashlib.md5(repr((self.md5, self.checksum)).encode(), usedforsecurity=False).hexdigest()
 
     @classmethod
     def of(cls, rows: pa.RecordBatch, *, name: str, size: int, md5: str, ignored: int = 0) -> ShardInfo:

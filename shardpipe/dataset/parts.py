@@ -17,8 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shardpipe.errors import CorruptIndex
-from shardpipe.store import Store
-from shardpipe.store.publish import writing
+from shardpipe.store import Store, writing
 
 __all__ = ["SCHEMA", "PartReader", "Row", "rows_batch", "rows_checksum", "write_part"]
 

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shardpipe.errors import ShardError
-from shardpipe.store import Store
-from shardpipe.store.publish import writing
+from shardpipe.store import Store, writing
 
 __all__ = ["END_BYTES", "Member", "ShardReader", "ShardWriter", "member_header", "sample_bytes"]
 

@@ -15,7 +15,7 @@ from shardpipe.dataset.parts import Row
 from shardpipe.dataset.scan import Scan
 from shardpipe.dataset.shard import ShardReader
 from shardpipe.errors import ShardError, ShardpipeError
-from shardpipe.runtime.jobs import in_order
+from shardpipe.runtime import in_order
 from shardpipe.store import Store, open_store
 
 __all__ = ["VerifyReport", "verify"]

@@ -20,12 +20,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from shardpipe.dataset.index import Index
+from shardpipe.dataset import Index
 from shardpipe.demo.compare import Comparison, History, Samples, compare, consumed_samples
 from shardpipe.demo.report import report
 from shardpipe.errors import ConfigError, ShardpipeError
 from shardpipe.pack import PackOptions, pack
-from shardpipe.store.publish import write_file, writing
+from shardpipe.store import write_file, writing
 
 __all__ = ["run_demo"]
 

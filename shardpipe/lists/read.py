@@ -12,7 +12,7 @@ from shardpipe.lists.kaldi import kaldi_directory
 from shardpipe.lists.keys import check_key, fix_key
 from shardpipe.lists.line import Entry, Utterance
 from shardpipe.lists.wenet import data_list
-from shardpipe.store.places import only_local
+from shardpipe.store import only_local
 
 __all__ = ["read_list"]
 

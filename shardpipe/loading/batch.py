@@ -13,7 +13,7 @@ import torch
 from shardpipe.errors import AudioError, ShardError
 from shardpipe.loading.read import Payload, Reader, SampleRow, decode_row, extras_of
 from shardpipe.loading.work import Work
-from shardpipe.order.bijection import AUGMENT, hash_key
+from shardpipe.order import AUGMENT, hash_key
 from shardpipe.settings import check
 
 __all__ = ["Batch", "Collate", "Maker", "Padded", "Sample", "Skipped", "Transform", "finished"]

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from shardpipe.errors import ConfigError
 from shardpipe.loading.sequence import BatchSequence
-from shardpipe.order.plan import Step
+from shardpipe.order import Step
 
 __all__ = ["Cost", "Given", "Visit", "given_at", "plan_cost", "visits"]
 

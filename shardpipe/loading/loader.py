@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 import torch
 
-from shardpipe.cache.shards import ShardCache
-from shardpipe.dataset.index import Index
+from shardpipe.cache import ShardCache
+from shardpipe.dataset import Index
 from shardpipe.errors import ConfigError
 from shardpipe.loading.batch import Batch, Collate, Maker, Sample, Skipped, Transform, finished
 from shardpipe.loading.buffers import Arena
@@ -25,11 +25,11 @@ from shardpipe.loading.device import CudaCopier, cuda_device, pinned
 from shardpipe.loading.pipeline import Pipeline
 from shardpipe.loading.prefetch import WindowPrefetch, has_room
 from shardpipe.loading.read import Payload, Reader, coalesce
-from shardpipe.loading.sequence import WINDOW, BatchSequence
+from shardpipe.loading.sequence import BatchSequence
 from shardpipe.loading.work import Work, works
 from shardpipe.loading.workers import Workers
-from shardpipe.order.plan import Batching, Step
-from shardpipe.runtime.ending import Ending
+from shardpipe.order import DEFAULT_WINDOW, Batching, Step
+from shardpipe.runtime import Ending
 from shardpipe.settings import check, integer, number
 from shardpipe.store import Store, close, open_store
 
@@ -47,7 +47,7 @@ class ShardLoader:
 
     data: a directory or URL that holds an index, or a Store rooted there.
     batch_size | batch_seconds: samples of a batch, or the most padded seconds of one; exactly one of them.
-    seed, shuffle, window, lanes: the order; see `shardpipe.order.shuffle.Order`. They are fixed for a run.
+    seed, shuffle, window, lanes: the order; see `shardpipe.order.Order`. They are fixed for a run.
     sub_epochs: into how many shares an epoch is cut.
     rank, world_size: which of how many processes this is. They may change at every start.
     resume_samples: samples that the run has consumed already.
@@ -80,7 +80,7 @@ class ShardLoader:
         batch_seconds: float | None = None,
         seed: int = 0,
         shuffle: bool = True,
-        window: int = WINDOW,
+        window: int = DEFAULT_WINDOW,
         lanes: int | None = None,
         sub_epochs: int = 1,
         rank: int = 0,

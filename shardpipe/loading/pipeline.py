@@ -14,8 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Generic, TypeVar
 
-from shardpipe.runtime.forks import after_fork, keep
-from shardpipe.store import abandon_when
+from shardpipe.runtime import abandon_when, after_fork, keep
 
 __all__ = ["Pipeline"]
 

@@ -15,9 +15,8 @@ from contextlib import suppress
 from shardpipe.errors import ShardpipeError
 from shardpipe.loading.read import Reader
 from shardpipe.loading.sequence import BatchSequence
-from shardpipe.order.plan import Step
-from shardpipe.runtime.forks import after_fork
-from shardpipe.store import abandon_when
+from shardpipe.order import Step
+from shardpipe.runtime import abandon_when, after_fork
 
 __all__ = ["WindowPrefetch", "has_room"]
 

@@ -15,10 +15,10 @@ import numpy.typing as npt
 from isal.isal_zlib import crc32  # zlib's, by the carry-less multiplication of the processor: seven times as fast
 
 from shardpipe.audio import decode_into
-from shardpipe.cache.shards import ShardCache
-from shardpipe.dataset.index import Index, ShardInfo
+from shardpipe.cache import ShardCache
+from shardpipe.dataset import Index, ShardInfo
 from shardpipe.errors import AudioError, ShardError, ShardpipeError, StoreError
-from shardpipe.order.shuffle import Ints, by_shard
+from shardpipe.order import Ints, by_shard
 from shardpipe.store import Stat, Store, shown_in
 
 __all__ = ["ByteRange", "Payload", "Reader", "SampleRow", "coalesce", "decode_row", "extras_of", "rows_of"]

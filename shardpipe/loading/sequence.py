@@ -12,19 +12,27 @@ from typing import Any
 
 import numpy as np
 
-from shardpipe.dataset.index import Index
+from shardpipe.dataset import Index
 from shardpipe.errors import ConfigError, ResumeMismatch
-from shardpipe.order.bijection import ALGORITHM
-from shardpipe.order.plan import Batching, Floats, Plan, PlannedBatch, Step, steps
-from shardpipe.order.shuffle import Ints, Order, by_shard, default_lanes
+from shardpipe.order import (
+    ALGORITHM,
+    COUNT_MAX,
+    DEFAULT_WINDOW,
+    Batching,
+    Floats,
+    Ints,
+    Order,
+    Plan,
+    PlannedBatch,
+    Step,
+    by_shard,
+    default_lanes,
+    steps,
+)
 
-__all__ = ["COUNT_MAX", "STATE_FORMAT", "WINDOW", "BatchSequence"]
+__all__ = ["STATE_FORMAT", "BatchSequence"]
 
 STATE_FORMAT = 1
-COUNT_MAX = 2**63
-"""Counts of consumed samples stay below: they, and the epochs that they make, are hashed as 64-bit words."""
-WINDOW = 8192
-"""Default samples of a lane that are shuffled together."""
 
 _FIXES = {
     "format": "The state was saved by another version of shardpipe: resume with that version.",
@@ -56,7 +64,7 @@ class BatchSequence:
         *,
         seed: int = 0,
         shuffle: bool = True,
-        window: int = WINDOW,
+        window: int = DEFAULT_WINDOW,
         lanes: int | None = None,
     ) -> None:
         if not index.num_samples:

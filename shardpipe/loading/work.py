@@ -9,7 +9,7 @@ import numpy as np
 
 from shardpipe.loading.read import SampleRow, rows_of
 from shardpipe.loading.sequence import BatchSequence
-from shardpipe.order.plan import Step
+from shardpipe.order import Step
 
 __all__ = ["Work", "works"]
 

@@ -32,9 +32,7 @@ from shardpipe.loading.batch import Maker, Padded, Skipped
 from shardpipe.loading.buffers import Arena, Place, SharedBytes
 from shardpipe.loading.read import Payload
 from shardpipe.loading.work import Work
-from shardpipe.runtime.forks import after_fork
-from shardpipe.runtime.jobs import exit_with_parent
-from shardpipe.store import abandoned
+from shardpipe.runtime import abandoned, after_fork, exit_with_parent
 
 __all__ = ["Workers"]
 

@@ -7,57 +7,21 @@ planning at sample 10^12 costs what it costs at sample 10.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from shardpipe.errors import ConfigError
+from shardpipe.order.batching import Batching, Floats
 from shardpipe.order.bijection import RUNGS, hash_key, permute
 from shardpipe.order.cut import cut
 from shardpipe.order.shuffle import Ints, Order
 
-__all__ = ["Batching", "Block", "Plan", "PlannedBatch", "Step", "steps"]
-
-Floats = npt.NDArray[np.float64]
+__all__ = ["Block", "Plan", "PlannedBatch", "Step", "steps"]
 
 # Rungs are planned together until they hold about this many samples: one batch at a time is slow in numpy.
 _STATIC_BLOCK = 4096
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batching:
-    """How samples are put together: `batch_size` samples, or up to `batch_seconds` padded seconds, a batch.
-
-    Samples shorter than `min_seconds` or longer than `max_seconds` are left out. The batches start at offset `origin`
-    of every lane: 0, unless the batching was changed in mid-epoch, and then it is where the old one ended.
-    """
-
-    batch_size: int | None = None
-    batch_seconds: float | None = None
-    min_seconds: float | None = None
-    max_seconds: float | None = None
-    origin: int = 0
-
-    def __post_init__(self) -> None:
-        if (self.batch_size is None) == (self.batch_seconds is None):
-            value = (self.batch_size, self.batch_seconds)
-            raise ConfigError("(batch_size, batch_seconds)", value, "exactly one of them must be given")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ConfigError("batch_size", self.batch_size, "it must be at least 1")
-        if self.batch_seconds is not None and not 0 < self.batch_seconds < math.inf:
-            raise ConfigError("batch_seconds", self.batch_seconds, "it must be a positive number of seconds")
-        low, high = self.min_seconds, self.max_seconds
-        if low is not None and not 0 <= low < math.inf:
-            raise ConfigError("min_seconds", low, "it must be a number of seconds, 0 or more")
-        if high is not None and not (low or 0) <= high < math.inf:
-            raise ConfigError("max_seconds", high, "it must be a number of seconds, not below min_seconds")
-
-    @property
-    def excludes(self) -> bool:
-        return self.min_seconds is not None or self.max_seconds is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +166,7 @@ class Plan:
         kept = there
         if self.batching.excludes:
             kept = there.copy()
-            kept[there] = self._kept(self._seconds(epoch, grid[there]))
+            kept[there] = self.batching.keeps(self._seconds(epoch, grid[there]))
         sizes = kept.sum(axis=2).ravel()
         counts = start + np.cumsum(consumed) - consumed
         # What an all-excluded batch consumes goes with the batch before it.
@@ -227,7 +191,7 @@ class Plan:
         there = grid < self.order.num_samples
         lengths = np.full(grid.shape, np.inf)
         lengths[there] = self._seconds(epoch, grid[there])
-        kept = there & self._kept(lengths)
+        kept = there & self.batching.keeps(lengths)
         self._refuse_too_long(epoch, grid[kept], lengths[kept], budget)
         lengths[~kept] = np.inf
         by_length = np.argsort(lengths, axis=1, kind="stable")
@@ -259,15 +223,6 @@ class Plan:
         # A rung that some lane has no batch for comes last, so that the others stay one batch of every lane.
         lacking = (np.diff(cuts, axis=1) == 0).any(axis=0)
         return rungs[np.argsort(lacking[rungs], kind="stable")]
-
-    def _kept(self, seconds: Floats) -> npt.NDArray[np.bool_]:
-        low, high = self.batching.min_seconds, self.batching.max_seconds
-        kept = np.ones(seconds.shape, np.bool_)
-        if low is not None:
-            kept &= seconds >= low
-        if high is not None:
-            kept &= seconds <= high
-        return kept
 
     def _refuse_too_long(self, epoch: int, positions: Ints, lengths: Floats, budget: float) -> None:
         if lengths.size and lengths.max() > budget:

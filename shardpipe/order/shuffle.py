@@ -14,7 +14,12 @@ import numpy.typing as npt
 from shardpipe.errors import ConfigError
 from shardpipe.order.bijection import SHARDS, WINDOW, Words, hash_key, permute, unpermute
 
-__all__ = ["Ints", "Order", "by_shard", "default_lanes"]
+__all__ = ["COUNT_MAX", "DEFAULT_WINDOW", "Ints", "Order", "by_shard", "default_lanes"]
+
+COUNT_MAX = 2**63
+"""Counts of consumed samples stay below: they, and the epochs that they make, are hashed as 64-bit words."""
+DEFAULT_WINDOW = 8192
+"""Samples of a lane that are shuffled together."""
 
 Ints = npt.NDArray[np.int64]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 
-from shardpipe.dataset.index import MANIFEST, SHARD_LIST
+from shardpipe.dataset import MANIFEST, SHARD_LIST
 from shardpipe.errors import StoreError
 from shardpipe.pack.destination import JOB, Destination
 

@@ -12,12 +12,21 @@ import re
 from pathlib import Path
 from typing import Protocol
 
-from shardpipe.dataset.index import MANIFEST
+from shardpipe.dataset import MANIFEST
 from shardpipe.errors import ConfigError
-from shardpipe.store import Stat, Store, open_store
-from shardpipe.store.places import is_url, local_path, named, only_local
-from shardpipe.store.publish import flush, publish, writing
-from shardpipe.store.remote.writing import Uploads
+from shardpipe.store import (
+    Stat,
+    Store,
+    Uploads,
+    flush,
+    is_url,
+    local_path,
+    named,
+    only_local,
+    open_store,
+    put_in_place,
+    writing,
+)
 
 __all__ = ["JOB", "Destination", "destination_at"]
 
@@ -81,7 +90,7 @@ class _Folder:
         pass  # nothing comes to the folder itself before all is there
 
     def keep(self, tar: Path, name: str) -> Stat:
-        publish(tar, self.staging / name)
+        put_in_place(tar, self.staging / name)
         return self.kept()[name]
 
     def kept(self) -> dict[str, Stat]:
@@ -91,7 +100,7 @@ class _Folder:
         path = self._path / name
         with writing(path):
             path.parent.mkdir(exist_ok=True)
-        publish(staged, path)
+        put_in_place(staged, path)
 
     def remove(self, names: list[str]) -> None:
         with writing(self._path):

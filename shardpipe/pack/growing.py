@@ -14,14 +14,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shardpipe.dataset.manifest import ShardInfo
-from shardpipe.dataset.parts import SCHEMA, Row, rows_batch
-from shardpipe.dataset.shard import END_BYTES, ShardWriter
+from shardpipe.dataset import END_BYTES, SCHEMA, Row, ShardInfo, ShardWriter, rows_batch
 from shardpipe.errors import ShardpipeError
 from shardpipe.pack.contents import shard_name
 from shardpipe.pack.destination import Destination
-from shardpipe.store import Stat, abandon_when
-from shardpipe.store.publish import write_file
+from shardpipe.runtime import abandon_when
+from shardpipe.store import Stat, write_file
 
 __all__ = ["GrowingShards", "Rejection"]
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from shardpipe.audio import SAMPLE_RATE_MAX
-from shardpipe.dataset.index import Index, stage_index
+from shardpipe.dataset import Index, stage_index
 from shardpipe.errors import ConfigError, ListError
 from shardpipe.lists import Utterance, check_key, read_list
 from shardpipe.pack.contents import REJECTED, Contents, another_unfinished, shard_name
@@ -24,8 +24,8 @@ from shardpipe.pack.destination import JOB, Destination, destination_at
 from shardpipe.pack.growing import GrowingShards, Rejection
 from shardpipe.pack.prepare import FORMATS, Prepared, prepare
 from shardpipe.pack.staging import Staging
-from shardpipe.runtime.jobs import in_order
-from shardpipe.store.publish import write_file
+from shardpipe.runtime import in_order
+from shardpipe.store import write_file
 
 __all__ = ["PackOptions", "PackReport", "Progress", "pack"]
 

@@ -10,15 +10,11 @@ from typing import Any, Final, NamedTuple
 import numpy.typing as npt
 from isal.isal_zlib import crc32
 
-from shardpipe.audio import AudioInfo, decode, encode, probe, resample
-from shardpipe.audio.segment import read_segment, span
-from shardpipe.dataset.parts import Row
-from shardpipe.dataset.scan import extras_json
-from shardpipe.dataset.shard import sample_bytes
+from shardpipe.audio import AudioInfo, decode, encode, probe, read_segment, resample, span
+from shardpipe.dataset import Row, extras_json, sample_bytes
 from shardpipe.errors import AudioError, ListError, ShardpipeError, StoreError
 from shardpipe.lists import Utterance
-from shardpipe.store import Store, open_store
-from shardpipe.store.redact import shown_url, split_url
+from shardpipe.store import Store, open_store, shown_url, split_url
 
 __all__ = ["FORMATS", "Prepared", "prepare"]
 

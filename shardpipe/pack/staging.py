@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from shardpipe.dataset.index import MANIFEST
+from shardpipe.dataset import MANIFEST
 from shardpipe.errors import StoreError
 from shardpipe.pack.destination import Destination
-from shardpipe.store.publish import write_file, writing
+from shardpipe.store import write_file, writing
 
 __all__ = ["Staging"]
 

@@ -12,21 +12,15 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 from braceexpand import braceexpand
 
-from shardpipe.dataset.index import SHARD_LIST, Index, ShardInfo, stage_index
-from shardpipe.dataset.parts import rows_batch
-from shardpipe.dataset.scan import Scan, inspect
-from shardpipe.dataset.shard import ShardReader
+from shardpipe.dataset import SHARD_LIST, Index, Scan, ShardInfo, ShardReader, inspect, rows_batch, stage_index
 from shardpipe.errors import ConfigError, ShardError, StoreError
 from shardpipe.pack.contents import REJECTED, Contents, unfinished
 from shardpipe.pack.destination import destination_at
 from shardpipe.pack.growing import Rejection
 from shardpipe.pack.packing import Progress
 from shardpipe.pack.staging import Staging
-from shardpipe.runtime.jobs import in_order
-from shardpipe.store import LocalStore, Store, open_store
-from shardpipe.store.places import is_url, local_path
-from shardpipe.store.publish import write_file
-from shardpipe.store.urls import find_urls
+from shardpipe.runtime import in_order
+from shardpipe.store import LocalStore, Store, find_urls, is_url, local_path, open_store, write_file
 
 __all__ = ["IndexReport", "index_tars"]
 

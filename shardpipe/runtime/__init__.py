@@ -1,1 +1,37 @@
-"""Threads and processes: work in parallel, and how it ends."""
+"""Threads and processes: the same work in many of them, and how all of it ends.
+
+In: functions and items, an event that says that nobody waits any more. Out: results in order, and nothing left behind,
+whatever comes first: the end, an error, a fork, the garbage collector, SIGKILL. Knows nothing of data.
+"""
+
+from typing import TYPE_CHECKING
+
+from shardpipe.runtime.lazy import lazily
+
+if TYPE_CHECKING:
+    from shardpipe.runtime.ending import Ending
+    from shardpipe.runtime.forks import after_fork, keep
+    from shardpipe.runtime.jobs import exit_with_parent, in_order
+    from shardpipe.runtime.stopping import GIVEN_UP, abandon_when, abandoned, pause, pool
+else:
+    __getattr__ = lazily(
+        __name__,
+        ending=["Ending"],
+        forks=["after_fork", "keep"],
+        jobs=["exit_with_parent", "in_order"],
+        stopping=["GIVEN_UP", "abandon_when", "abandoned", "pause", "pool"],
+    )
+
+__all__ = [
+    "GIVEN_UP",
+    "Ending",
+    "abandon_when",
+    "abandoned",
+    "after_fork",
+    "exit_with_parent",
+    "in_order",
+    "keep",
+    "lazily",
+    "pause",
+    "pool",
+]

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from typing import TypeVar
 
 from shardpipe.errors import ShardpipeError
-from shardpipe.store import abandon_when
+from shardpipe.runtime.stopping import abandon_when
 
 __all__ = ["exit_with_parent", "in_order"]
 

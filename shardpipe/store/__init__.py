@@ -1,19 +1,44 @@
-"""Byte ranges of a dataset, wherever it lies. The only package that knows fsspec.
+"""Bytes from anywhere, and to anywhere: a local disk, and whatever fsspec opens.
 
-A store is rooted at a dataset's folder; names are relative to it, as the manifest writes them, or absolute.
+In: a path or a URL, and names below it. Out: sizes, versions and byte ranges, or one StoreError that says whether
+another attempt may help; and files that are there whole or not at all. The only wing that knows fsspec, credentials
+and faults of networks.
+
+A store is rooted at a dataset's folder; names are relative to it, as the manifest writes them, or absolute. Those in
+`testing` count, slow down and break the reads of another one.
 """
 
-from shardpipe.runtime.stopping import abandon_when, abandoned, pool
-from shardpipe.store.base import Over, Stat, Store, close
-from shardpipe.store.local import LocalStore
-from shardpipe.store.opening import open_store
-from shardpipe.store.remote.reading import FsspecStore
-from shardpipe.store.resolving import resolving
-from shardpipe.store.retry import Retry, RetryingStore
-from shardpipe.store.testing.counting import CountingStore
-from shardpipe.store.testing.failing import FailingStore, Fault
-from shardpipe.store.testing.slow import SlowStore
-from shardpipe.store.urls import shown_in
+from typing import TYPE_CHECKING
+
+from shardpipe.runtime import abandon_when, abandoned, lazily
+
+if TYPE_CHECKING:
+    from shardpipe.store.base import Over, Stat, Store, close
+    from shardpipe.store.elsewhere import resolving
+    from shardpipe.store.local import LocalStore
+    from shardpipe.store.opening import open_store
+    from shardpipe.store.places import is_url, local_path, named, only_local
+    from shardpipe.store.publish import flush, put_in_place, write_file, writing
+    from shardpipe.store.redact import shown_url, split_url
+    from shardpipe.store.remote import FsspecStore, Uploads
+    from shardpipe.store.retry import Retry, RetryingStore
+    from shardpipe.store.testing import CountingStore, FailingStore, Fault, SlowStore
+    from shardpipe.store.urls import find_urls, shown_in
+else:
+    __getattr__ = lazily(
+        __name__,
+        base=["Over", "Stat", "Store", "close"],
+        elsewhere=["resolving"],
+        local=["LocalStore"],
+        opening=["open_store"],
+        places=["is_url", "local_path", "named", "only_local"],
+        publish=["flush", "put_in_place", "write_file", "writing"],
+        redact=["shown_url", "split_url"],
+        remote=["FsspecStore", "Uploads"],
+        retry=["Retry", "RetryingStore"],
+        testing=["CountingStore", "FailingStore", "Fault", "SlowStore"],
+        urls=["find_urls", "shown_in"],
+    )
 
 __all__ = [
     "CountingStore",
@@ -27,11 +52,22 @@ __all__ = [
     "SlowStore",
     "Stat",
     "Store",
+    "Uploads",
     "abandon_when",
     "abandoned",
     "close",
+    "find_urls",
+    "flush",
+    "is_url",
+    "local_path",
+    "named",
+    "only_local",
     "open_store",
-    "pool",
+    "put_in_place",
     "resolving",
     "shown_in",
+    "shown_url",
+    "split_url",
+    "write_file",
+    "writing",
 ]

@@ -7,7 +7,7 @@ import os
 from shardpipe.store.base import Store
 from shardpipe.store.local import LocalStore
 from shardpipe.store.places import is_url, local_path, named
-from shardpipe.store.remote.reading import FsspecStore
+from shardpipe.store.remote import FsspecStore
 
 __all__ = ["open_store"]
 

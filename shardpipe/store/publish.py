@@ -13,7 +13,7 @@ from pathlib import Path
 
 from shardpipe.errors import StoreError
 
-__all__ = ["flush", "publish", "write_file", "writing"]
+__all__ = ["flush", "put_in_place", "write_file", "writing"]
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def flush(path: str | os.PathLike[str]) -> None:
         os.close(descriptor)
 
 
-def publish(staged: Path, final: Path) -> None:
+def put_in_place(staged: Path, final: Path) -> None:
     """Moves a written and closed file into its place, replacing what is there; durable on return."""
     with writing(final):
         flush(staged)
@@ -52,4 +52,4 @@ def write_file(path: Path, data: bytes) -> None:
     staged = path.with_name(path.name + ".new")
     with writing(path):
         staged.write_bytes(data)
-    publish(staged, path)
+    put_in_place(staged, path)

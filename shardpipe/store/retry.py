@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from shardpipe.errors import StoreError
-from shardpipe.runtime.stopping import abandoned, pause
+from shardpipe.runtime import abandoned, pause
 from shardpipe.settings import check
 from shardpipe.store.base import Over, Stat, Store
 

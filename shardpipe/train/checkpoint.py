@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
 from shardpipe.errors import ResumeMismatch, StoreError
-from shardpipe.store.publish import flush, write_file, writing
+from shardpipe.store import flush, write_file, writing
 from shardpipe.train.parallel import World
 
 __all__ = ["Checkpoint", "Checkpoints", "Identity", "Progress", "read_checkpoint", "restore"]

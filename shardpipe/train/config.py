@@ -8,7 +8,7 @@ from typing import Literal
 
 from shardpipe.errors import ConfigError
 from shardpipe.settings import byte_size
-from shardpipe.store.places import only_local
+from shardpipe.store import only_local
 from shardpipe.train.schedule import Amount, Decay
 
 __all__ = ["ModelSize", "TrainConfig"]

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from shardpipe.errors import ConfigError, ShardpipeError
 from shardpipe.train.config import TrainConfig
-from shardpipe.train.logs.display import Display
+from shardpipe.train.logs import Display
 from shardpipe.train.loop import train
 from shardpipe.train.parallel import World
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from shardpipe.errors import ShardpipeError
 from shardpipe.train.config import TrainConfig
-from shardpipe.train.logs.display import Display
+from shardpipe.train.logs import Display
 from shardpipe.train.opening import open_run
 from shardpipe.train.parallel import World, gradients_later, seed_generators
 from shardpipe.train.tally import Clock, Tally

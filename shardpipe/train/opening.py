@@ -14,17 +14,15 @@ import yaml
 
 from shardpipe import ShardLoader
 from shardpipe.errors import ConfigError, StoreError
-from shardpipe.store.publish import write_file, writing
+from shardpipe.store import write_file, writing
 from shardpipe.train.checkpoint import Checkpoints, Progress, restore
 from shardpipe.train.config import TrainConfig
-from shardpipe.train.logs.display import Display
-from shardpipe.train.logs.record import JsonLines, Recorder, cut_back
+from shardpipe.train.logs import Display, JsonLines, Recorder, cut_back
 from shardpipe.train.parallel import World
 from shardpipe.train.run import Run
 from shardpipe.train.schedule import Schedule
 from shardpipe.train.start import Start, find_start
-from shardpipe.train.task.learner import Learner
-from shardpipe.train.task.tokens import CharTokenizer
+from shardpipe.train.task import CharTokenizer, Learner
 
 __all__ = ["open_run"]
 

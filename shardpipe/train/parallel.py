@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from shardpipe.errors import ShardpipeError
-from shardpipe.order.bijection import STEP, hash_key
+from shardpipe.order import STEP, hash_key
 
 __all__ = ["World", "gradients_later", "seed_generators"]
 

@@ -10,13 +10,11 @@ from typing import Any
 from shardpipe import Batch, ShardLoader
 from shardpipe.train.checkpoint import Checkpoints, Progress
 from shardpipe.train.config import TrainConfig
-from shardpipe.train.logs.display import Display
-from shardpipe.train.logs.record import JsonLines, Recorder
+from shardpipe.train.logs import Display, JsonLines, Recorder
 from shardpipe.train.parallel import World
 from shardpipe.train.schedule import Schedule
 from shardpipe.train.tally import Clock, Tally
-from shardpipe.train.task.evaluate import evaluate
-from shardpipe.train.task.learner import Learner, Result
+from shardpipe.train.task import Learner, Result, evaluate
 
 __all__ = ["Run"]
 

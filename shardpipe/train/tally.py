@@ -8,7 +8,7 @@ from dataclasses import astuple, dataclass, field
 
 from shardpipe import Batch, ShardLoader
 from shardpipe.train.parallel import World
-from shardpipe.train.task.learner import Result
+from shardpipe.train.task import Result
 
 __all__ = ["Clock", "Tally"]
 

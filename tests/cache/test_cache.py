@@ -29,9 +29,9 @@ from hypothesis import strategies as st
 from shardpipe.cache import quota as quota_module
 from shardpipe.cache import shards as cache_module
 from shardpipe.cache.shards import ShardCache
-from shardpipe.dataset.manifest import ShardInfo
+from shardpipe.dataset import ShardInfo
 from shardpipe.errors import ConfigError, StoreError
-from shardpipe.store.publish import flush
+from shardpipe.store import flush
 from tests.forking import ended, forked
 
 MIB = 1 << 20

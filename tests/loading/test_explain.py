@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from shardpipe import ShardLoader
-from shardpipe.dataset.index import Index
+from shardpipe.dataset import Index
 from shardpipe.errors import ConfigError
 from shardpipe.loading.explain import given_at, plan_cost, visits
 from shardpipe.loading.sequence import BatchSequence
-from shardpipe.order.plan import Batching
+from shardpipe.order import Batching
 from tests.speech import pack_speech
 
 SAMPLES = 50

@@ -15,7 +15,7 @@ import torch
 
 from shardpipe import Batch, Sample, ShardLoader
 from shardpipe.audio import decode, to_mono
-from shardpipe.dataset.index import Index
+from shardpipe.dataset import Index
 from shardpipe.errors import AudioError, ConfigError, ShardError, StoreError
 from shardpipe.loading.read import Reader, SampleRow, coalesce, decode_row, extras_of, rows_of
 from shardpipe.store import CountingStore, LocalStore

@@ -16,13 +16,13 @@ import pytest
 import torch
 
 from shardpipe import Batch, ShardLoader
-from shardpipe.cache.shards import ShardCache
-from shardpipe.dataset.index import Index
+from shardpipe.cache import ShardCache
+from shardpipe.dataset import Index
 from shardpipe.errors import ConfigError, ShardError, StoreError
 from shardpipe.loading.prefetch import WindowPrefetch
 from shardpipe.loading.read import Reader
 from shardpipe.loading.sequence import BatchSequence
-from shardpipe.order.plan import Batching
+from shardpipe.order import Batching
 from shardpipe.store import CountingStore, FailingStore, LocalStore, Retry, RetryingStore, SlowStore, Stat, Store
 from tests.forking import ended, forked, needs_fork
 from tests.speech import pack_speech

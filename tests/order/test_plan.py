@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardpipe.errors import ConfigError
-from shardpipe.order.plan import Batching, Block, Plan, PlannedBatch, steps
+from shardpipe.order.batching import Batching
+from shardpipe.order.plan import Block, Plan, PlannedBatch, steps
 from shardpipe.order.shuffle import Order
 
 Flat = list[tuple[list[int], int]]

@@ -16,8 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from shardpipe.dataset.index import MANIFEST, Index
-from shardpipe.dataset.verifying import verify
+from shardpipe.dataset import MANIFEST, Index, verify
 from shardpipe.errors import AudioError, StoreError
 from tests.dying import dies_before
 from tests.places import pack_list, tree

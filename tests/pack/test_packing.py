@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardpipe.audio import decode, encode, probe, resample
-from shardpipe.dataset.index import MANIFEST, Index
-from shardpipe.dataset.verifying import verify
+from shardpipe.dataset import MANIFEST, Index, verify
 from shardpipe.errors import AudioError, ConfigError, ListError, ShardpipeError, StoreError
 from shardpipe.lists import Utterance
 from shardpipe.pack import PackOptions, index_tars, pack

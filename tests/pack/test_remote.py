@@ -16,12 +16,10 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from shardpipe.dataset.index import MANIFEST, Index
-from shardpipe.dataset.verifying import verify
+from shardpipe.dataset import MANIFEST, Index, verify
 from shardpipe.errors import AudioError, ConfigError, StoreError
 from shardpipe.pack import PackOptions, index_tars, pack
-from shardpipe.store import Retry
-from shardpipe.store.remote.writing import Uploads
+from shardpipe.store import Retry, Uploads
 from tests.faulty_proxy import FaultyProxy, running_proxy
 from tests.places import objects, put_folder, run, speech_with_a_bad_line, tree, uploaded, use_bucket, write
 from tests.s3 import SECRETS

@@ -16,8 +16,7 @@ from pathlib import Path
 import boto3
 import pytest
 
-from shardpipe.dataset.index import MANIFEST, Index
-from shardpipe.dataset.verifying import verify
+from shardpipe.dataset import MANIFEST, Index, verify
 from shardpipe.pack import PackOptions, index_tars, pack
 from tests.dying import dies_before
 from tests.places import objects, run, speech_with_a_bad_line, tree, uploaded, use_bucket

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from shardpipe.dataset.index import MANIFEST, Index
-from shardpipe.dataset.verifying import verify
+from shardpipe.dataset import MANIFEST, Index, verify
 from shardpipe.errors import ConfigError, ShardError, StoreError
 from shardpipe.pack import PackOptions, index_tars, pack
 from tests.speech import make_flac, make_wav, write_list

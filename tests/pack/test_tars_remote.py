@@ -12,8 +12,7 @@ import pytest
 from shardpipe import ShardLoader
 from shardpipe.audio import encode
 from shardpipe.cli import app
-from shardpipe.dataset.index import Index
-from shardpipe.dataset.verifying import verify
+from shardpipe.dataset import Index, verify
 from shardpipe.errors import ConfigError, ShardError, StoreError
 from shardpipe.pack import index_tars
 from shardpipe.store import CountingStore, FsspecStore

@@ -12,7 +12,7 @@ import torch
 from torch.distributed.checkpoint.state_dict import get_state_dict
 
 from shardpipe import ShardLoader
-from shardpipe.dataset.verifying import verify
+from shardpipe.dataset import verify
 from shardpipe.train.cli import _parser, main
 from shardpipe.train.config import TrainConfig
 from shardpipe.train.logs.display import Display

@@ -207,7 +207,7 @@ def test_len_is_the_steps_left(data: Path, plan: dict[str, Any]) -> None:
 
 @KINDS
 def test_no_byte_of_a_consumed_sample_is_read_again(data: Path, plan: dict[str, Any]) -> None:
-    from shardpipe.dataset.index import Index
+    from shardpipe.dataset import Index
     from shardpipe.loading.read import rows_of
 
     index = Index.load(LocalStore(data))

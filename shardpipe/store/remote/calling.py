@@ -9,7 +9,7 @@ from typing import Any
 
 import fsspec
 
-from shardpipe.runtime.stopping import GIVEN_UP, abandoned
+from shardpipe.runtime import GIVEN_UP, abandoned
 from shardpipe.store.urls import is_s3
 
 __all__ = ["PARALLEL", "call", "file_system"]

@@ -8,7 +8,7 @@ from typing import Any
 import fsspec
 
 from shardpipe.errors import StoreError
-from shardpipe.runtime.forks import after_fork, keep
+from shardpipe.runtime import after_fork, keep
 from shardpipe.store.base import Stat, as_store_error, whole
 from shardpipe.store.faults import refuses_range
 from shardpipe.store.redact import secrets_in, shown_url, split_url

@@ -9,8 +9,7 @@ import time
 from typing import Any
 
 from shardpipe.errors import StoreError
-from shardpipe.runtime.forks import after_fork
-from shardpipe.runtime.stopping import GIVEN_UP, abandoned, pause
+from shardpipe.runtime import GIVEN_UP, abandoned, after_fork, pause
 from shardpipe.store.base import Over, Stat, Store
 from shardpipe.store.urls import shown_in
 

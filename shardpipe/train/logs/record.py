@@ -15,7 +15,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from shardpipe.store.publish import write_file, writing
+from shardpipe.store import write_file, writing
 
 __all__ = ["JsonLines", "Recorder", "cut_back"]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from shardpipe.errors import ConfigError
-from shardpipe.store.publish import write_file
+from shardpipe.store import write_file
 
 __all__ = ["BLANK", "SPACE", "UNKNOWN", "CharTokenizer"]
 

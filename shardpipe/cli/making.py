@@ -1,0 +1,90 @@
+"""Commands that make a dataset: pack, index."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from shardpipe.cli.console import print_json, print_table, progress, size_text, time_text
+from shardpipe.cli.options import Jobs, Json, OnError, Out, Overwrite, Staging
+from shardpipe.settings import byte_size
+
+if TYPE_CHECKING:
+    from shardpipe.pack import IndexReport, PackReport
+
+__all__ = ["index", "pack"]
+
+
+def pack(
+    source: Annotated[str, typer.Argument(metavar="LIST", help="A WeNet data.list, or a Kaldi data directory.")],
+    out: Out,
+    shard_size: Annotated[str | None, typer.Option(help="Bytes of a shard, such as 512MiB (the default).")] = None,
+    shard_samples: Annotated[int | None, typer.Option(help="Samples of a shard, instead of its size.")] = None,
+    target: Annotated[
+        Literal["keep", "flac", "wav", "opus"], typer.Option("--format", help="Keep the bytes, or encode.")
+    ] = "keep",
+    sample_rate: Annotated[int | None, typer.Option(metavar="HZ", help="Resample to this rate.")] = None,
+    jobs: Jobs = 1,
+    shuffle_seed: Annotated[int | None, typer.Option(help="Shuffle the list with this seed first.")] = None,
+    on_error: OnError = "fail",
+    fix_keys: Annotated[bool, typer.Option("--fix-keys", help="Map characters that keys must not hold.")] = False,
+    overwrite: Overwrite = False,
+    staging: Staging = None,
+    as_json: Json = False,
+) -> None:
+    """Pack a list of audio and text into tar shards with an index. Killed and run again, it goes on."""
+    from shardpipe.pack import PackOptions, pack
+
+    options = PackOptions(
+        shard_size=None if shard_size is None else byte_size("shard_size", shard_size),
+        shard_samples=shard_samples,
+        format=target,
+        sample_rate=sample_rate,
+        jobs=jobs,
+        shuffle_seed=shuffle_seed,
+        on_error=on_error,
+        overwrite=overwrite,
+        fix_keys=fix_keys,
+    )
+    with progress("packing") as report:
+        packed = pack(source, out, options=options, staging=staging, progress=report)
+    kept = f", {packed.shards_kept:,} of them from an earlier run" if packed.shards_kept else ""
+    _print_made(packed, as_json, shards=kept)
+
+
+def index(
+    tars: Annotated[list[str], typer.Argument(metavar="TARS...", help="Paths or URLs, or quoted patterns of them.")],
+    out: Out,
+    jobs: Jobs = 1,
+    on_error: OnError = "fail",
+    overwrite: Overwrite = False,
+    staging: Staging = None,
+    as_json: Json = False,
+) -> None:
+    """Index tars that are there already, where they lie and as they are."""
+    from shardpipe.pack import index_tars
+
+    with progress("indexing") as report:
+        made = index_tars(
+            tars, out, jobs=jobs, on_error=on_error, overwrite=overwrite, staging=staging, progress=report
+        )
+    _print_made(made, as_json, text=f"{made.without_text:,} samples without", ignored=f"{made.ignored:,} members")
+
+
+def _print_made(made: PackReport | IndexReport, as_json: bool, **notes: str) -> None:
+    if as_json:
+        print_json(asdict(made))
+        return
+    rows = {
+        "samples": f"{made.samples:,}",
+        "shards": f"{made.shards:,}{notes.pop('shards', '')}",
+        "audio": time_text(made.seconds),
+        "size": size_text(made.size),
+        **notes,
+        "fingerprint": made.fingerprint,
+    }
+    if made.rejected:
+        rows["rejected"] = f"{made.rejected:,}, listed in {made.out}/rejected.jsonl"
+    print_table(made.out, rows)
