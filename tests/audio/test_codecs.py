@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import struct
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import soundfile
-import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -21,14 +18,12 @@ from shardpipe.audio import (
     detect,
     encode,
     probe,
-    resample,
-    to_float32,
     to_int16,
     to_mono,
 )
 from shardpipe.audio.ogg import seal_ogg
-from shardpipe.audio.wav import decode_wav
 from shardpipe.errors import AudioError
+from tests.audio.decoding import frames_of, reference
 from tests.speech import make_audio, make_bytes, make_flac, make_mp3, make_opus, make_wav
 
 CODECS = ["wav", "flac", "mp3", "ogg", "opus"]
@@ -36,22 +31,6 @@ CODECS = ["wav", "flac", "mp3", "ogg", "opus"]
 TOLERANCE = {"wav": 0, "flac": 0, "mp3": 2**-14, "ogg": 1e-6, "opus": 0}
 NO_SUCH = ("opus", 44100)
 LENGTHS = [1, 2, 63, 64, 319, 320, 321, 575, 576, 577, 960, 1151, 1152, 1153, 2048, 4096, 4097, 16001]
-
-
-def reference(data: bytes) -> np.ndarray:
-    audio: np.ndarray = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)[0]
-    return audio
-
-
-def frames_of(data: bytes) -> int:
-    """As `decode` delivers them, after checking that `probe` says the same."""
-    info = probe(data)
-    audio = decode(data, info.codec)
-    assert audio.shape == (info.frames, info.channels)
-    return info.frames
-
-
-# --- Decoding ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("channels", [1, 2])
@@ -164,120 +143,6 @@ def test_opus_comes_at_the_lowest_rate_that_holds_the_stated_one(stated: int, de
     assert frames_of(seal_ogg(bytes(data), 1)) == delivered
 
 
-# --- WAV in its varieties ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("container", ["WAV", "WAVEX", "RF64"])
-@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"])
-def test_wav_of_every_number_format(container: str, subtype: str) -> None:
-    file = io.BytesIO()
-    soundfile.write(file, make_audio(1001, channels=3), 22050, format=container, subtype=subtype)
-    data = file.getvalue()
-    assert probe(data) == AudioInfo(codec="wav", frames=1001, sample_rate=22050, channels=3)
-    assert np.array_equal(decode(data, "wav"), reference(data))
-    assert np.array_equal(decode(data, "wav", "int16"), to_int16(reference(data)))
-
-
-@pytest.mark.parametrize("subtype", ["IMA_ADPCM", "MS_ADPCM", "GSM610"])
-def test_wav_of_compressed_formats_is_left_to_libsndfile(subtype: str) -> None:
-    data = make_wav(8000, subtype=subtype)
-    assert np.array_equal(decode(data, "wav"), reference(data))
-    assert frames_of(data) >= 8000
-
-
-def wav(*chunks: tuple[bytes, bytes], riff_size: int | None = None) -> bytes:
-    body = b"WAVE"
-    for name, payload in chunks:
-        body += name + struct.pack("<I", len(payload)) + payload + bytes(len(payload) % 2)
-    return b"RIFF" + struct.pack("<I", len(body) if riff_size is None else riff_size) + body
-
-
-FMT = struct.pack("<HHIIHH", 1, 1, 16000, 32000, 2, 16)
-PCM = np.arange(100, dtype="<i2").tobytes()
-
-
-def test_wav_chunks_around_the_samples_are_passed_over() -> None:
-    data = wav((b"JUNK", b"odd"), (b"fmt ", FMT), (b"LIST", b"x" * 9), (b"data", PCM), (b"LIST", b"INFO"))
-    assert decode(data, "wav", "int16")[:, 0].tolist() == list(range(100))
-
-
-@pytest.mark.parametrize("size", [0, 0xFFFFFFFF, 0x7FFFF000, 0x7FFFFFFF])
-def test_wav_written_to_a_pipe_lasts_to_its_end(size: int) -> None:
-    data = bytearray(wav((b"fmt ", FMT), (b"data", PCM)))
-    data[4:8] = struct.pack("<I", min(size + 36, 0xFFFFFFFF))
-    data[40:44] = struct.pack("<I", size)
-    assert decode(bytes(data), "wav", "int16")[:, 0].tolist() == list(range(100))
-
-
-def rf64(samples: bytes, *after: tuple[bytes, bytes]) -> bytes:
-    """The sizes stand in ds64 and are 0xFFFFFFFF elsewhere (EBU Tech 3306)."""
-    ds64 = struct.pack("<QQQI", 0, len(samples), len(samples) // 2, 0)
-    data = bytearray(wav((b"ds64", ds64), (b"fmt ", FMT), (b"data", samples), *after))
-    at = data.index(b"data") + 4
-    data[:8] = b"RF64" + b"\xff" * 4
-    data[at : at + 4] = b"\xff" * 4
-    return bytes(data)
-
-
-def test_rf64_ends_where_its_ds64_says() -> None:
-    data = rf64(PCM, (b"LIST", b"INFO not samples"))
-    assert decode(data, "wav", "int16")[:, 0].tolist() == list(range(100))
-    with pytest.raises(AudioError, match="promises 200 bytes of samples and 190 are there"):
-        decode(rf64(PCM)[:-10], "wav")
-
-
-PCM_GUID = bytes.fromhex("0100000000001000800000aa00389b71")
-
-
-def extensible(guid: bytes) -> bytes:
-    fmt = struct.pack("<HHIIHHHHI", 0xFFFE, 1, 16000, 32000, 2, 16, 22, 16, 4) + guid
-    return wav((b"fmt ", fmt), (b"data", PCM))
-
-
-def test_extensible_wav_says_its_format_by_guid() -> None:
-    samples = decode_wav(extensible(PCM_GUID))
-    assert samples[:, 0].tolist() == list(range(100))
-    assert samples.dtype == np.int16  # read by numpy; the slower libsndfile gives float32
-    with pytest.raises(AudioError, match="libsndfile cannot decode"):
-        decode_wav(extensible(PCM_GUID[:-1] + b"\0"))
-
-
-def test_wav_without_samples_but_with_a_chunk_after_them_is_empty() -> None:
-    with pytest.raises(AudioError, match="0 frames"):
-        decode(wav((b"fmt ", FMT), (b"data", b""), (b"LIST", b"INFO")), "wav")
-
-
-@pytest.mark.parametrize(
-    ("data", "match"),
-    [
-        (wav((b"data", PCM)), "no fmt chunk"),
-        (wav((b"fmt ", FMT)), "no data chunk"),
-        (wav((b"fmt ", FMT), (b"data", PCM))[:-2], "promises 200 bytes of samples and 198 are there"),
-        (wav((b"fmt ", FMT[:2] + bytes(14)), (b"data", PCM)), "0 channels at 0 Hz"),
-        (wav((b"fmt ", b"\x99\x99" + FMT[2:]), (b"data", PCM)), "libsndfile cannot decode"),
-    ],
-)
-def test_wav_with_a_fault(data: bytes, match: str) -> None:
-    for function in (probe, lambda data: decode(data, "wav")):
-        with pytest.raises(AudioError, match=match):
-            function(data)
-
-
-def float_wav(*values: float) -> bytes:
-    fmt = struct.pack("<HHIIHH", 3, 1, 16000, 64000, 4, 32)
-    return wav((b"fmt ", fmt), (b"data", np.array(values, "<f4").tobytes()))
-
-
-def test_float_samples_are_clipped_and_nonsense_is_refused() -> None:
-    assert decode(float_wav(0.5, 1.5, -3), "wav")[:, 0].tolist() == [0.5, 1, -1]
-    for nonsense in (float("nan"), float("inf"), 20000.0, -20000.0):
-        with pytest.raises(AudioError, match="far outside"):
-            decode(float_wav(0, nonsense, 0.1), "wav")
-
-
-# --- Which codec -------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("codec", CODECS)
 def test_codec_by_content(codec: str) -> None:
     assert detect(make_bytes(codec, 100)) == codec
@@ -303,9 +168,6 @@ def test_what_is_no_audio(data: bytes) -> None:
 def test_bytes_of_another_codec_than_the_index_says() -> None:
     with pytest.raises(AudioError, match="the bytes are flac, not wav"):
         decode(make_flac(10), "wav")
-
-
-# --- Damage ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -391,8 +253,6 @@ def test_ogg_pages_must_be_all_there(codec: str) -> None:
         decode(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :], codec)
 
 
-# --- Encoding ----------------------------------------------------------------------------------------------------
-
 # FLAC's frame header has no room for a rate above 65535 Hz that is not a multiple of 10.
 RATES = st.integers(1, 65535) | st.sampled_from([88200, 96000, 176400, 192000])
 
@@ -441,82 +301,3 @@ def test_what_cannot_be_encoded() -> None:
         encode(np.zeros((1, 1), np.int16), 1 << 32, "wav")
     with pytest.raises(ValueError, match="for reading only"):
         encode(audio, 16000, "mp3")
-
-
-# --- Samples -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_float_to_int16_clips(dtype: type[np.floating]) -> None:
-    audio = np.array([1, -1, 1.5, -1.5, 0, 0.5, -0.5], dtype)
-    assert to_int16(audio).tolist() == [32767, -32768, 32767, -32768, 0, 16384, -16384]
-
-
-def test_float_to_int16_rounds_half_to_even() -> None:
-    assert to_int16(np.array([0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 2.49]) / 32768).tolist() == [0, 2, 2, 0, -2, -2, 2]
-
-
-def test_every_int16_survives_float32() -> None:
-    every = np.arange(-32768, 32768).astype(np.int16)
-    assert np.array_equal(to_int16(to_float32(every)), every)
-
-
-def test_to_int16_refuses_what_it_cannot_mean() -> None:
-    with pytest.raises(AudioError, match="NaN"):
-        to_int16(np.array([0, np.nan], np.float32))
-    with pytest.raises(ValueError, match="int32"):
-        to_int16(np.zeros(3, np.int32))
-
-
-def test_mono_mixes_or_picks() -> None:
-    floats = np.array([[0.5, -0.25], [1, 0.5]], np.float32)
-    assert to_mono(floats).tolist() == [0.125, 0.75]
-    integers = np.array([[1, 2], [32767, 32767], [-3, -4]], np.int16)
-    assert to_mono(integers).tolist() == [2, 32767, -4]
-    assert to_mono(integers).dtype == np.int16
-    assert to_mono(integers, channel=1).tolist() == [2, 32767, -4]
-    assert to_mono(integers, channel=0).tolist() == [1, 32767, -3]
-    with pytest.raises(AudioError, match="no channel 2"):
-        to_mono(integers, channel=2)
-
-
-@pytest.mark.parametrize("channels", [1, 2])
-@pytest.mark.parametrize("rates", [(8000, 16000), (16000, 8000), (44100, 16000), (48000, 16000), (16000, 24000)])
-def test_resampling_keeps_length_and_sound(rates: tuple[int, int], channels: int) -> None:
-    before, after = rates
-    for frames in (1, 7, before, before + 1):
-        audio = make_audio(frames, rate=before, channels=channels)
-        out = resample(audio, before, after)
-        assert out.shape == (-(-frames * after // before), channels)
-        assert out.dtype == np.float32
-        assert out.flags.c_contiguous
-    tone = np.sin(2 * np.pi * 440 * np.arange(before) / before)
-    wanted = np.sin(2 * np.pi * 440 * np.arange(after) / after)
-    assert np.abs(resample(tone, before, after) - wanted)[100:-100].max() < 0.01
-
-
-def test_resampling_is_repeatable_and_leaves_torch_as_it_was() -> None:
-    audio = to_int16(make_audio(30000, rate=44100))
-    threads = torch.get_num_threads()
-    once = resample(audio, 44100, 16000)
-    torch.set_num_threads(threads + 1)
-    try:
-        again = resample(audio, 44100, 16000)
-        assert torch.get_num_threads() == threads + 1
-    finally:
-        torch.set_num_threads(threads)
-    assert np.array_equal(once, again)
-    assert np.array_equal(resample(audio, 16000, 16000), to_float32(audio))
-
-
-def test_rates_with_no_small_ratio_are_refused_for_the_filter_they_would_need() -> None:
-    with pytest.raises(AudioError, match="16000 Hz cannot be resampled to 96001 Hz, .* 16000:96001"):
-        resample(make_audio(100), 16000, 96001)
-
-
-@pytest.mark.parametrize(("rate", "channels"), [(3 * 10**9, 1), (16000, 2000)])
-def test_a_wav_header_that_promises_the_impossible(rate: int, channels: int) -> None:
-    data = bytearray(encode(np.zeros((4000, 1), np.int16), 16000, "wav"))
-    struct.pack_into("<HIIH", data, 22, channels, rate, rate % 2**32, 2 * channels)
-    with pytest.raises(AudioError, match=f"the header gives {channels} channels at {rate} Hz"):
-        probe(bytes(data))

@@ -1,0 +1,84 @@
+"""Number formats, channels and rates."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from shardpipe.audio import (
+    resample,
+    to_float32,
+    to_int16,
+    to_mono,
+)
+from shardpipe.errors import AudioError
+from tests.speech import make_audio
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_float_to_int16_clips(dtype: type[np.floating]) -> None:
+    audio = np.array([1, -1, 1.5, -1.5, 0, 0.5, -0.5], dtype)
+    assert to_int16(audio).tolist() == [32767, -32768, 32767, -32768, 0, 16384, -16384]
+
+
+def test_float_to_int16_rounds_half_to_even() -> None:
+    assert to_int16(np.array([0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 2.49]) / 32768).tolist() == [0, 2, 2, 0, -2, -2, 2]
+
+
+def test_every_int16_survives_float32() -> None:
+    every = np.arange(-32768, 32768).astype(np.int16)
+    assert np.array_equal(to_int16(to_float32(every)), every)
+
+
+def test_to_int16_refuses_what_it_cannot_mean() -> None:
+    with pytest.raises(AudioError, match="NaN"):
+        to_int16(np.array([0, np.nan], np.float32))
+    with pytest.raises(ValueError, match="int32"):
+        to_int16(np.zeros(3, np.int32))
+
+
+def test_mono_mixes_or_picks() -> None:
+    floats = np.array([[0.5, -0.25], [1, 0.5]], np.float32)
+    assert to_mono(floats).tolist() == [0.125, 0.75]
+    integers = np.array([[1, 2], [32767, 32767], [-3, -4]], np.int16)
+    assert to_mono(integers).tolist() == [2, 32767, -4]
+    assert to_mono(integers).dtype == np.int16
+    assert to_mono(integers, channel=1).tolist() == [2, 32767, -4]
+    assert to_mono(integers, channel=0).tolist() == [1, 32767, -3]
+    with pytest.raises(AudioError, match="no channel 2"):
+        to_mono(integers, channel=2)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("rates", [(8000, 16000), (16000, 8000), (44100, 16000), (48000, 16000), (16000, 24000)])
+def test_resampling_keeps_length_and_sound(rates: tuple[int, int], channels: int) -> None:
+    before, after = rates
+    for frames in (1, 7, before, before + 1):
+        audio = make_audio(frames, rate=before, channels=channels)
+        out = resample(audio, before, after)
+        assert out.shape == (-(-frames * after // before), channels)
+        assert out.dtype == np.float32
+        assert out.flags.c_contiguous
+    tone = np.sin(2 * np.pi * 440 * np.arange(before) / before)
+    wanted = np.sin(2 * np.pi * 440 * np.arange(after) / after)
+    assert np.abs(resample(tone, before, after) - wanted)[100:-100].max() < 0.01
+
+
+def test_resampling_is_repeatable_and_leaves_torch_as_it_was() -> None:
+    audio = to_int16(make_audio(30000, rate=44100))
+    threads = torch.get_num_threads()
+    once = resample(audio, 44100, 16000)
+    torch.set_num_threads(threads + 1)
+    try:
+        again = resample(audio, 44100, 16000)
+        assert torch.get_num_threads() == threads + 1
+    finally:
+        torch.set_num_threads(threads)
+    assert np.array_equal(once, again)
+    assert np.array_equal(resample(audio, 16000, 16000), to_float32(audio))
+
+
+def test_rates_with_no_small_ratio_are_refused_for_the_filter_they_would_need() -> None:
+    with pytest.raises(AudioError, match="16000 Hz cannot be resampled to 96001 Hz, .* 16000:96001"):
+        resample(make_audio(100), 16000, 96001)
