@@ -186,6 +186,7 @@ def test_a_wing_gives_what_it_names(wing: str) -> None:
             assert not isinstance(found, ModuleType), f"{name} is a module of {wing}, too"
             named.remove(name)
     assert not named
+    assert set(package.__all__) <= set(dir(package))
     with pytest.raises(AttributeError, match="nothing"):
         package.nothing  # noqa: B018
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from shardpipe.dataset.verifying import VerifyReport, verify
 else:
     # Nearly all of it needs pyarrow.
-    __getattr__ = lazily(
+    __getattr__, __dir__ = lazily(
         __name__,
         index=["SHARD_LIST", "Index", "stage_index"],
         manifest=["MANIFEST", "ShardInfo", "Totals"],

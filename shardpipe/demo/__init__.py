@@ -12,6 +12,6 @@ if TYPE_CHECKING:
     from shardpipe.demo.running import run_demo
 else:
     # Packing needs pyarrow.
-    __getattr__ = lazily(__name__, compare=["Check", "Comparison"], running=["run_demo"])
+    __getattr__, __dir__ = lazily(__name__, compare=["Check", "Comparison"], running=["run_demo"])
 
 __all__ = ["Check", "Comparison", "run_demo"]

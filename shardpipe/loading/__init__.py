@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from shardpipe.loading.sequence import BatchSequence
 else:
     # They need pyarrow, and most of them torch.
-    __getattr__ = lazily(
+    __getattr__, __dir__ = lazily(
         __name__,
         batch=["Batch", "Sample"],
         explain=["given_at", "plan_cost", "visits"],

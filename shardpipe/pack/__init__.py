@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from shardpipe.pack.tars import IndexReport, index_tars
 else:
     # They need pyarrow.
-    __getattr__ = lazily(
+    __getattr__, __dir__ = lazily(
         __name__,
         packing=["PackOptions", "PackReport", "Progress", "pack"],
         tars=["IndexReport", "index_tars"],

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from shardpipe.runtime.jobs import exit_with_parent, in_order
     from shardpipe.runtime.stopping import GIVEN_UP, abandon_when, abandoned, pause, pool
 else:
-    __getattr__ = lazily(
+    __getattr__, __dir__ = lazily(
         __name__,
         ending=["Ending"],
         forks=["after_fork", "keep"],

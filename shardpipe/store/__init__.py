@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from shardpipe.store.testing import CountingStore, FailingStore, Fault, SlowStore
     from shardpipe.store.urls import find_urls, shown_in
 else:
-    __getattr__ = lazily(
+    __getattr__, __dir__ = lazily(
         __name__,
         base=["Over", "Stat", "Store", "close"],
         elsewhere=["resolving"],
