@@ -15,7 +15,7 @@ import yaml
 from shardpipe import ShardLoader
 from shardpipe.errors import ConfigError, StoreError
 from shardpipe.store import write_file, writing
-from shardpipe.train.checkpoint import Checkpoints, Progress, restore
+from shardpipe.train.checkpoints import Checkpoints, Progress, restore
 from shardpipe.train.config import TrainConfig
 from shardpipe.train.logs import Display, JsonLines, Recorder, cut_back
 from shardpipe.train.parallel import World

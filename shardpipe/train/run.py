@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from shardpipe import Batch, ShardLoader
-from shardpipe.train.checkpoint import Checkpoints, Progress
+from shardpipe.train.checkpoints import Checkpoints, Progress
 from shardpipe.train.config import TrainConfig
 from shardpipe.train.logs import Display, JsonLines, Recorder
 from shardpipe.train.parallel import World

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shardpipe.errors import ConfigError, StoreError
-from shardpipe.train.checkpoint import Checkpoint, Checkpoints, read_checkpoint
+from shardpipe.train.checkpoints import Checkpoint, Checkpoints, read_checkpoint
 from shardpipe.train.config import TrainConfig
 
 __all__ = ["Start", "find_start"]

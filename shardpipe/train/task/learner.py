@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from shardpipe import Batch
-from shardpipe.train.checkpoint import Identity
+from shardpipe.train.checkpoints import Identity
 from shardpipe.train.config import TrainConfig
 from shardpipe.train.parallel import World, seed_generators
 from shardpipe.train.task.features import MELS, LogMel, spec_augment
