@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,8 @@ class Checkpoint:
     progress: Progress
     identity: dict[str, Any]
     loader: dict[str, Any]
+    files: frozenset[str] = frozenset()
+    """Names of the other files in its folder."""
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -88,6 +90,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
             loader=marker["loader"],
         )
         files = marker["files"].items()
+        if strange := [name for name, _ in files if name in ("", ".", "..", MARKER) or "/" in name]:
+            raise ValueError(f"it names {strange[0]!r}, which cannot be a file of it")
+        checkpoint = replace(checkpoint, files=frozenset(marker["files"]))
     except FileNotFoundError as error:
         raise StoreError("is no complete checkpoint", url=str(path), fix=fix) from error
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
