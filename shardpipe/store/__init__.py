@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from shardpipe.store.elsewhere import resolving
     from shardpipe.store.local import LocalStore
     from shardpipe.store.opening import open_store
+    from shardpipe.store.outside import Count, converted, parsed
     from shardpipe.store.places import is_url, local_path, named, only_local
     from shardpipe.store.publish import flush, put_in_place, write_file, writing
     from shardpipe.store.redact import shown_url, split_url
@@ -31,6 +32,7 @@ else:
         elsewhere=["resolving"],
         local=["LocalStore"],
         opening=["open_store"],
+        outside=["Count", "converted", "parsed"],
         places=["is_url", "local_path", "named", "only_local"],
         publish=["flush", "put_in_place", "write_file", "writing"],
         redact=["shown_url", "split_url"],
@@ -41,6 +43,7 @@ else:
     )
 
 __all__ = [
+    "Count",
     "CountingStore",
     "FailingStore",
     "Fault",
@@ -56,6 +59,7 @@ __all__ = [
     "abandon_when",
     "abandoned",
     "close",
+    "converted",
     "find_urls",
     "flush",
     "is_url",
@@ -63,6 +67,7 @@ __all__ = [
     "named",
     "only_local",
     "open_store",
+    "parsed",
     "put_in_place",
     "resolving",
     "shown_in",

@@ -6,16 +6,17 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import yaml
 
 from shardpipe import ShardLoader
 from shardpipe.errors import ConfigError, StoreError
 from shardpipe.store import write_file, writing
-from shardpipe.train.checkpoints import Checkpoints, Progress, restore
+from shardpipe.train.checkpoints import Checkpoint, Checkpoints, Progress, restore
 from shardpipe.train.config import TrainConfig
 from shardpipe.train.logs import Display, JsonLines, Recorder, cut_back
 from shardpipe.train.parallel import World
@@ -58,7 +59,7 @@ def _opened(config: TrainConfig, world: World, display: Display, stack: ExitStac
         learner.identity.check(start.checkpoint.identity, start.checkpoint.path)
         restore(start.checkpoint, learner.model, learner.optimizer, world)
         if start.samples:
-            progress = replace(start.checkpoint.progress, evaluated=start.evaluated or valid is None)
+            progress = msgspec.structs.replace(start.checkpoint.progress, evaluated=start.evaluated or valid is None)
     world.from_main(lambda: _prepare_folder(config, start, checkpoints, tokenizer, display))
     recorder = keys = None
     if world.is_main:
@@ -135,8 +136,16 @@ def _tokenizer(config: TrainConfig, start: Start, loader: ShardLoader) -> CharTo
     if config.units is not None:
         return CharTokenizer.from_file(config.units)
     if start.checkpoint is not None:
-        return CharTokenizer(start.checkpoint.identity["units"])
+        return _tokenizer_of(start.checkpoint)
     return CharTokenizer.from_texts(loader.texts())
+
+
+def _tokenizer_of(checkpoint: Checkpoint) -> CharTokenizer:
+    try:
+        return CharTokenizer(checkpoint.identity.units)
+    except ValueError as error:
+        fix = "Choose another checkpoint."
+        raise StoreError(f"is damaged: {error}", url=str(checkpoint.path), fix=fix) from error
 
 
 def _prepare_folder(

@@ -7,6 +7,8 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import msgspec
+
 from shardpipe import Batch, ShardLoader
 from shardpipe.train.checkpoints import Checkpoints, Progress
 from shardpipe.train.config import TrainConfig
@@ -184,7 +186,7 @@ class Run:
 
     def finish(self) -> None:
         """Says and records that all epochs are done, and what of them taught nothing."""
-        counts = asdict(self.progress)
+        counts = msgspec.structs.asdict(self.progress)
         del counts["evaluated"], counts["skipped_in_a_row"]
         self.record("end", self.loader.consumed_samples, **counts)
         aside = {name.replace("_", " "): n for name, n in counts.items() if n and name != "steps"}

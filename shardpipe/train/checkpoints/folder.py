@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from shardpipe.train.checkpoints.marker import (
     Checkpoint,
     Identity,
     Progress,
+    looks_whole,
     mark_evaluated,
     read_checkpoint,
     write_marker,
@@ -36,6 +36,7 @@ class Checkpoints:
     def __init__(self, folder: Path, *, keep: int) -> None:
         self.folder = folder
         self.keep = keep
+        self._damaged: set[int] = set()
 
     def counts(self) -> list[int]:
         """The counts of consumed samples at which there is a complete checkpoint, ascending."""
@@ -51,6 +52,7 @@ class Checkpoints:
             try:
                 return read_checkpoint(self.path(count))
             except StoreError as error:
+                self._damaged.add(count)
                 say(f"passed over {error.where}: it {error.what}")
         return None
 
@@ -97,7 +99,7 @@ class Checkpoints:
                 path=staged,
                 consumed_samples=consumed_samples,
                 progress=progress,
-                identity=asdict(identity),
+                identity=identity,
                 loader=loader,
             )
             with writing(final):
@@ -107,11 +109,18 @@ class Checkpoints:
                     final.replace(self.folder / f".tmp-old-{final.name}")
                 staged.replace(final)
                 flush(self.folder)
-                for count in self.counts()[: -self.keep]:
+                self._damaged.discard(consumed_samples)
+                for count in self._outdated(consumed_samples):
                     self.path(count).replace(self.folder / f".tmp-old-{self.path(count).name}")
                 self._clear()
         world.wait()
         return final
+
+    def _outdated(self, saved: int) -> list[int]:
+        """The counts of checkpoints that need not be kept: whatever is older than the newest `keep` that are whole."""
+        whole = [count for count in self.counts() if count not in self._damaged and looks_whole(self.path(count))]
+        oldest = min(saved, *whole[-self.keep :])
+        return [count for count in self.counts() if count < oldest]
 
     def _clear(self) -> None:
         """Removes what an interrupted save, or this one, left behind. A renamed folder cannot be taken for complete."""

@@ -2,56 +2,66 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shardpipe.errors import ResumeMismatch, StoreError
-from shardpipe.store import write_file
+import msgspec
 
-__all__ = ["MARKER", "Checkpoint", "Identity", "Progress", "mark_evaluated", "read_checkpoint", "write_marker"]
+from shardpipe.errors import ResumeMismatch, StoreError
+from shardpipe.store import Count, parsed, write_file
+
+__all__ = [
+    "MARKER",
+    "Checkpoint",
+    "Identity",
+    "Progress",
+    "looks_whole",
+    "mark_evaluated",
+    "read_checkpoint",
+    "write_marker",
+]
 
 MARKER = "checkpoint.json"
 _FORMAT = 1
+_FIX = "Choose another checkpoint, or let --resume auto choose."
 
 
-@dataclass(kw_only=True)
-class Progress:
+class Progress(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What a run has counted so far, all processes together; the loader counts the samples."""
 
-    steps: int = 0
+    steps: Count = 0
     """Optimizer steps, those that were skipped among them."""
-    skipped_steps: int = 0
+    skipped_steps: Count = 0
     """Steps that left the model as it was, for their gradient was not finite."""
-    skipped_in_a_row: int = 0
-    left_out: int = 0
+    skipped_in_a_row: Count = 0
+    left_out: Count = 0
     """Utterances too short for their text, which taught nothing."""
-    unreadable: int = 0
+    unreadable: Count = 0
     """Samples that could not be decoded."""
-    excluded: int = 0
+    excluded: Count = 0
     """Samples left out for their length."""
-    unknown_units: int = 0
+    unknown_units: Count = 0
     """Characters that the units do not have."""
     evaluated: bool = True
     """False if a sub-epoch has ended and its evaluation is still to come."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Identity:
+class Identity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a checkpoint and the run that loads it must have in common, the data apart."""
 
     model: str
     units: tuple[str, ...]
-    sample_rate: int
+    sample_rate: Count
 
-    def check(self, saved: dict[str, Any], where: Path) -> None:
+    def check(self, saved: Identity, where: Path) -> None:
         """Raises ResumeMismatch for the first field of `saved` that differs."""
-        for field, current in asdict(self).items():
-            was = tuple(saved[field]) if field == "units" else saved[field]
-            if was != current:
-                raise ResumeMismatch(field, was, current, where=str(where), fix=_FIXES[field])
+        for field, fix in _FIXES.items():
+            if (was := getattr(saved, field)) != (current := getattr(self, field)):
+                raise ResumeMismatch(field, was, current, where=str(where), fix=fix)
 
 
 _FIXES = {
@@ -61,6 +71,27 @@ _FIXES = {
 }
 
 
+class _Sum(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    size: Count
+    crc32: Count
+
+
+class _Marker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """checkpoint.json as it is written. `checksum` is that of all the rest; versions up to 0.1.0 wrote none."""
+
+    format: int
+    consumed_samples: Count
+    progress: Progress
+    identity: Identity
+    loader: dict[str, Any]
+    files: dict[str, _Sum]
+    checksum: str | None = None
+
+
+class _Format(msgspec.Struct):
+    format: Any
+
+
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A complete checkpoint, its files checked against their checksums."""
@@ -68,7 +99,7 @@ class Checkpoint:
     path: Path
     consumed_samples: int
     progress: Progress
-    identity: dict[str, Any]
+    identity: Identity
     loader: dict[str, Any]
     files: frozenset[str] = frozenset()
     """Names of the other files in its folder."""
@@ -76,63 +107,101 @@ class Checkpoint:
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint at `path`. Raises StoreError if it is not one, or not as it was written."""
-    fix = "Choose another checkpoint, or let --resume auto choose."
-    try:
-        marker = json.loads((path / MARKER).read_bytes())
-        if marker["format"] != _FORMAT:
-            found = f"has format {marker['format']!r}, this version reads {_FORMAT}"
-            raise StoreError(found, url=str(path), fix="Resume with the version of shardpipe that wrote it.")
-        checkpoint = Checkpoint(
-            path=path,
-            consumed_samples=marker["consumed_samples"],
-            progress=Progress(**marker["progress"]),
-            identity=marker["identity"],
-            loader=marker["loader"],
-        )
-        files = marker["files"].items()
-        if strange := [name for name, _ in files if name in ("", ".", "..", MARKER) or "/" in name]:
-            raise ValueError(f"it names {strange[0]!r}, which cannot be a file of it")
-        checkpoint = replace(checkpoint, files=frozenset(marker["files"]))
-    except FileNotFoundError as error:
-        raise StoreError("is no complete checkpoint", url=str(path), fix=fix) from error
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise StoreError(f"is damaged: {MARKER} cannot be read ({error})", url=str(path), fix=fix) from error
-    for name, written in files:
+    marker = _read_marker(path)
+    for name, written in marker.files.items():
         try:
-            found_now = _sum_of(path / name)
+            found = _sum_of(path / name)
         except OSError as error:
-            raise StoreError(f"is damaged: {name} cannot be read ({error})", url=str(path), fix=fix) from error
-        if found_now != written:
-            what = f"is damaged: {name} has {found_now['size']} bytes and checksum {found_now['crc32']:08x}"
-            what += f", not the {written['size']} and {written['crc32']:08x} that were written"
-            raise StoreError(what, url=str(path), fix=fix)
-    return checkpoint
+            raise _damaged(path, f"{name} cannot be read ({error})") from error
+        if found != written:
+            what = f"{name} has {found.size} bytes and checksum {found.crc32:08x}"
+            raise _damaged(path, f"{what}, not the {written.size} and {written.crc32:08x} that were written")
+    return Checkpoint(
+        path=path,
+        consumed_samples=marker.consumed_samples,
+        progress=marker.progress,
+        identity=marker.identity,
+        loader=marker.loader,
+        files=frozenset(marker.files),
+    )
+
+
+def looks_whole(path: Path) -> bool:
+    """Whether a checkpoint's files are all there, of their size: what can be told of it without reading it all."""
+    try:
+        return all((path / name).stat().st_size == written.size for name, written in _read_marker(path).files.items())
+    except (StoreError, OSError):
+        return False
+
+
+def _read_marker(path: Path) -> _Marker:
+    try:
+        data = (path / MARKER).read_bytes()
+        version = parsed(data, _Format).format
+        if version != _FORMAT:
+            found = f"has format {version!r}, this version reads {_FORMAT}"
+            raise StoreError(found, url=str(path), fix="Resume with the version of shardpipe that wrote it.")
+        marker = parsed(data, _Marker)
+    except FileNotFoundError as error:
+        raise StoreError("is no complete checkpoint", url=str(path), fix=_FIX) from error
+    except (OSError, ValueError) as error:
+        raise _damaged(path, f"{MARKER} cannot be read ({error})") from error
+    if marker.checksum is not None and marker.checksum != _checksum(parsed(data, dict[str, Any])):
+        raise _damaged(path, f"{MARKER} is not what was written, by its checksum")
+    counts = {marker.consumed_samples, marker.loader.get("consumed_samples")}
+    if path.name.isdecimal():
+        counts.add(int(path.name))
+    if len(counts) > 1:
+        what = f"{MARKER} and the folder's name have different counts of consumed samples"
+        raise _damaged(path, f"{what}: {', '.join(map(repr, counts))}")
+    for name in marker.files:
+        if name in ("", ".", "..", MARKER) or "/" in name:
+            raise _damaged(path, f"{MARKER} cannot be read (it names {name!r}, which cannot be a file of it)")
+    return marker
 
 
 def write_marker(checkpoint: Checkpoint) -> None:
     """Makes a folder that holds all other files of a checkpoint into one."""
-    marker = {
-        "format": _FORMAT,
-        "consumed_samples": checkpoint.consumed_samples,
-        "progress": asdict(checkpoint.progress),
-        "identity": checkpoint.identity,
-        "loader": checkpoint.loader,
-        "files": {file.name: _sum_of(file) for file in sorted(checkpoint.path.iterdir())},
-    }
-    write_file(checkpoint.path / MARKER, json.dumps(marker, ensure_ascii=False).encode())
+    marker = _Marker(
+        format=_FORMAT,
+        consumed_samples=checkpoint.consumed_samples,
+        progress=checkpoint.progress,
+        identity=checkpoint.identity,
+        loader=checkpoint.loader,
+        files={file.name: _sum_of(file) for file in sorted(checkpoint.path.iterdir())},
+    )
+    _write(checkpoint.path, marker)
 
 
 def mark_evaluated(path: Path) -> None:
-    """Notes in a checkpoint that the evaluation it was waiting for is done."""
-    marker = json.loads((path / MARKER).read_bytes())
-    marker["progress"]["evaluated"] = True
-    write_file(path / MARKER, json.dumps(marker, ensure_ascii=False).encode())
+    """Notes in a checkpoint that the evaluation it was waiting for is done. Raises StoreError."""
+    marker = _read_marker(path)
+    marker.progress.evaluated = True
+    _write(path, marker)
 
 
-def _sum_of(file: Path) -> dict[str, int]:
+def _write(path: Path, marker: _Marker) -> None:
+    fields = msgspec.to_builtins(marker)
+    fields["checksum"] = _checksum(fields)
+    write_file(path / MARKER, json.dumps(fields, ensure_ascii=False).encode())
+
+
+def _checksum(fields: dict[str, Any]) -> str:
+    """sha256 (hex) of all fields but the checksum, in canonical form."""
+    rest = {name: value for name, value in fields.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _damaged(path: Path, what: str) -> StoreError:
+    return StoreError(f"is damaged: {what}", url=str(path), fix=_FIX)
+
+
+def _sum_of(file: Path) -> _Sum:
+    if not file.is_file():
+        raise OSError(f"{file.name} is no file" if file.exists() else "no such file")
     size = crc = 0
     with open(file, "rb") as stream:
         while block := stream.read(1 << 20):
             size += len(block)
             crc = zlib.crc32(block, crc)
-    return {"size": size, "crc32": crc}
+    return _Sum(size, crc)

@@ -22,7 +22,7 @@ from shardpipe.train.task import model
 from tests.past.recording import FLAGS
 from tests.training import one_thread
 
-PAST = Path(__file__).parents[1] / "past" / "0.1.0"
+PAST = Path(__file__).parents[2] / "past" / "0.1.0"
 
 
 class Runs:

@@ -1,0 +1,98 @@
+"""Which checkpoints of a run are kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from shardpipe.train.checkpoints import Checkpoints, Identity, Progress, read_checkpoint
+from shardpipe.train.parallel import World
+
+
+def save(folder: Path, *counts: int, keep: int = 9, checkpoints: Checkpoints | None = None) -> None:
+    model = torch.nn.Linear(2, 2)
+    for count in counts:
+        (checkpoints or Checkpoints(folder, keep=keep)).save(
+            World(rank=0, size=1, device=torch.device("cpu")),
+            model,
+            torch.optim.AdamW(model.parameters()),
+            consumed_samples=count,
+            progress=Progress(),
+            identity=Identity(model="tiny", units=("<blank>", "<unk>"), sample_rate=16000),
+            loader={"consumed_samples": count},
+        )
+
+
+def counts(folder: Path) -> list[int]:
+    return Checkpoints(folder, keep=1).counts()
+
+
+def tear(folder: Path, count: int, how: str) -> None:
+    path = Checkpoints(folder, keep=1).path(count)
+    tensors, marker = path / "__0_0.distcp", path / "checkpoint.json"
+    if how == "cut":
+        tensors.write_bytes(tensors.read_bytes()[:-1])
+    elif how == "missing":
+        tensors.unlink()
+    elif how == "marker":
+        marker.write_text(marker.read_text()[:-9])
+    else:
+        content = bytearray(tensors.read_bytes())
+        content[-30] ^= 1
+        tensors.write_bytes(content)
+
+
+def test_the_newest_are_kept(tmp_path: Path) -> None:
+    save(tmp_path, 4, 8, 12, 16, keep=2)
+    assert counts(tmp_path) == [12, 16]
+    save(tmp_path, 20, keep=1)
+    assert counts(tmp_path) == [20]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{20:012d}"]
+
+
+@pytest.mark.parametrize("how", ["cut", "missing", "marker"])
+def test_a_damaged_later_one_costs_no_whole_one(tmp_path: Path, how: str) -> None:
+    save(tmp_path, 4, 8, 12, 16)
+    tear(tmp_path, 16, how)
+    save(tmp_path, 14, keep=1)
+    assert counts(tmp_path) == [14, 16]
+    assert read_checkpoint(tmp_path / f"{14:012d}").consumed_samples == 14
+    save(tmp_path, 16, 20, keep=1)
+    assert counts(tmp_path) == [20]
+
+
+def test_one_that_was_passed_over_does_not_count(tmp_path: Path) -> None:
+    """Of its size, and yet not as it was written: that is seen as it is read, and remembered."""
+    save(tmp_path, 4, 8, 12, 16)
+    tear(tmp_path, 16, "flipped")
+    tear(tmp_path, 12, "flipped")
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    said: list[Any] = []
+    newest = checkpoints.newest(said.append)
+    assert newest is not None
+    assert newest.consumed_samples == 8
+    assert len(said) == 2
+    save(tmp_path, 10, checkpoints=checkpoints)
+    assert counts(tmp_path) == [8, 10, 12, 16]
+    save(tmp_path, 12, checkpoints=checkpoints)
+    assert counts(tmp_path) == [10, 12, 16]
+    save(tmp_path, 16, 20, checkpoints=checkpoints)
+    assert counts(tmp_path) == [16, 20]
+
+
+def test_damaged_earlier_ones_do_not_count(tmp_path: Path) -> None:
+    save(tmp_path, 4, 8, 12)
+    tear(tmp_path, 12, "cut")
+    save(tmp_path, 16, keep=2)
+    assert counts(tmp_path) == [8, 12, 16]
+    save(tmp_path, 20, keep=2)
+    assert counts(tmp_path) == [16, 20]
+
+
+def test_one_that_was_just_saved_is_kept_whatever_comes_later(tmp_path: Path) -> None:
+    save(tmp_path, 4, 8, 12)
+    save(tmp_path, 6, keep=1)
+    assert counts(tmp_path) == [6, 8, 12]
