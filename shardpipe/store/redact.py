@@ -19,21 +19,18 @@ _URL = re.compile(r"(?P<scheme>[^/]+://)(?:(?P<user>[^/?]*)@)?(?P<place>[^?]*)(?
 _SECRET_OPTION = re.compile(r"key|secret|token|pass|pwd|cred|auth|sas|sign|connection_string", re.IGNORECASE)
 _HIDDEN = "***"
 
-# What gives itself away in a text whose origin is unknown.
-_GENERIC = (
-    (re.compile(rf"({_BUCKETS})[^/\s'\"?:]*:[^\s'\"?]*@"), r"\1"),
-    (re.compile(r"(?<=://)[^/\s'\"]*@"), ""),
-    (re.compile(r"(://[^\s?'\"]*)\?[^\s'\")]*"), r"\1"),
-    (
-        re.compile(
-            r"([\w-]*(?:secret|token|passw|signature|credential|authorization|access_?key)[\w-]*['\"]?\s*[:=]\s*(?:b(?=['\"]))?['\"]?)"
-            r"(?:(?:Bearer|Basic|AWS4-HMAC-SHA256)\s+)?[^\s'\",;&)]+",
-            re.IGNORECASE,
-        ),
-        rf"\1{_HIDDEN}",
-    ),
-    (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b"), _HIDDEN),
+# What gives itself away in a text whose origin is unknown. Such a text may be of any length, so nothing here looks more
+# than a few times at the same place: what follows a beginning is taken whole, and looked at by a function.
+_BUCKET_USER = re.compile(rf"({_BUCKETS})([^/\s'\"?:]*+)(:[^\s'\"?]*+)?")
+_HOST = re.compile(r"(?<=://)[^/\s'\"]++")
+_QUERY = re.compile(r"(://[^\s?'\"]*+)(?:\?[^\s'\")]*+)?")
+_WORD = re.compile(r"[\w-]++")
+_SECRET_NAME = re.compile(r"secret|token|passw|signature|credential|authorization|access_?key", re.IGNORECASE)
+_VALUE = re.compile(
+    r"(['\"]?\s*+[:=]\s*+(?:b(?=['\"]))?['\"]?)(?:(?:Bearer|Basic|AWS4-HMAC-SHA256)\s+)?[^\s'\",;&)]++",
+    re.IGNORECASE,
 )
+_ACCESS_KEY = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b")
 
 
 def _parsed(url: str) -> re.Match[str] | None:
@@ -77,9 +74,25 @@ def scrub(text: str, secrets: Iterable[str] = ()) -> str:
     """`text` without the given secrets, and without what looks like one in any URL or assignment within it."""
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, _HIDDEN)
-    for pattern, replacement in _GENERIC:
-        text = pattern.sub(replacement, text)
-    return text
+    text = _BUCKET_USER.sub(lambda found: found[1] + _behind_user(found[2], found[3] or ""), text)
+    text = _HOST.sub(lambda found: found[0].rpartition("@")[2], text)
+    text = _QUERY.sub(r"\1", text)
+    return _ACCESS_KEY.sub(_HIDDEN, _without_assigned(text))
+
+
+def _behind_user(user: str, rest: str) -> str:
+    """What follows user and password, which may hold slashes; all if there are none."""
+    return rest.rpartition("@")[2] if "@" in rest else user + rest
+
+
+def _without_assigned(text: str) -> str:
+    """`text` without the values of what is called a secret."""
+    parts, at = [], 0
+    for name in _WORD.finditer(text):
+        if name.start() >= at and _SECRET_NAME.search(name[0]) and (value := _VALUE.match(text, name.end())):
+            parts += [text[at : value.end(1)], _HIDDEN]
+            at = value.end()
+    return "".join([*parts, text[at:]])
 
 
 def safe_cause(error: BaseException, secrets: Iterable[str]) -> BaseException | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 import traceback
 
 import fsspec
@@ -49,6 +51,48 @@ def test_a_url_is_shown_without_what_is_secret(url: str, shown: str) -> None:
 )
 def test_texts_are_quoted_without_what_is_secret(text: str, scrubbed: str) -> None:
     assert scrub(text, {"given-secret"}) == scrubbed
+
+
+HOSTILE = [
+    *("a", "-", "secret", "secret-", "secret ", "secret:", "secret=", "secret" + 9 * " ", "access_key'", "'", " "),
+    *("://", "s3://", "s3://a", "s3://a:", "s3://a:/", "s3://a:b@", "s3://:", "https://a@", "://a?", "?", "@", ":"),
+    *("AKIA", "A", "Bearer ", "secret=Bearer ", "secret: b'", "x::", "x::s3://", "é", "=", "a=", "(", "&", "\n"),
+]
+LINEAR = """
+import sys
+from shardpipe.store.redact import scrub, secrets_in, shown_url
+for piece in sys.argv[1:]:
+    print(repr(piece), flush=True)
+    for text in (piece * (1_000_000 // len(piece)), "s3://" + piece * (1_000_000 // len(piece)) + "@"):
+        scrub(text), shown_url(text), secrets_in(text, {})
+"""
+
+
+def test_long_texts_take_no_longer_than_their_length() -> None:
+    """A minute is far more than it takes, and far less than the hours of what takes time by the square of a million."""
+    try:
+        subprocess.run([sys.executable, "-c", LINEAR, *HOSTILE], capture_output=True, check=True, timeout=60)
+    except subprocess.TimeoutExpired as error:
+        pytest.fail(f"no end in sight: {(error.stdout or b'').splitlines()[-1:]}")
+
+
+@pytest.mark.parametrize(
+    ("text", "scrubbed"),
+    [
+        ("a: secret=xyz", "a: secret=***"),
+        ("secret=token=abc;x", "secret=***;x"),
+        ("my-secret-thing = 'a b'", "my-secret-thing = '*** b'"),
+        ("secret secret: x", "secret secret: ***"),
+        ("secret", "secret"),
+        ("s3://a/x,s3://k:s/e@b/y", "s3://a/x,s3://b/y"),
+        ("s3://k:s@b,s3://k:t@c", "s3://c"),
+        ("http://a:b@c@d/e@f", "http://d/e@f"),
+        ("s3://a/x?y=1,https://b/z?w=2 and ?c", "s3://a/x and ?c"),
+        ("(see https://b/z?w=2)", "(see https://b/z)"),
+    ],
+)
+def test_texts_of_several_secrets(text: str, scrubbed: str) -> None:
+    assert scrub(text) == scrubbed
 
 
 def test_secrets_are_found_in_urls_and_options() -> None:
