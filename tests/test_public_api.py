@@ -26,7 +26,7 @@ def test_the_loader_takes() -> None:
     assert [p.name for p in parameters] == [
         *("data", "batch_size", "batch_seconds", "seed", "shuffle", "window", "lanes", "sub_epochs", "rank"),
         *("world_size", "resume_samples", "min_seconds", "max_seconds", "transform", "collate", "dtype", "threads"),
-        *("workers", "prefetch", "prefetch_bytes", "on_error", "cache_dir", "cache_bytes", "device"),
+        *("workers", "prefetch", "prefetch_bytes", "on_error", "cache_dir", "cache_bytes", "schemes", "device"),
     ]
     assert all(p.kind is p.KEYWORD_ONLY for p in parameters[1:])
 

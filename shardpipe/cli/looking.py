@@ -8,18 +8,18 @@ from dataclasses import asdict
 import typer
 
 from shardpipe.cli.console import print_json, print_table, progress, size_text, time_text
-from shardpipe.cli.options import Data, Jobs, Json
+from shardpipe.cli.options import Data, Jobs, Json, Schemes
 from shardpipe.store import shown_url
 
 __all__ = ["info", "verify"]
 
 
-def verify(data: Data, jobs: Jobs = 1, as_json: Json = False) -> None:
+def verify(data: Data, jobs: Jobs = 1, scheme: Schemes = None, as_json: Json = False) -> None:
     """Read everything again and check sizes, checksums, and the index against the tars."""
     from shardpipe.dataset import verify
 
     with progress("verifying") as report:
-        found = verify(data, jobs=jobs, progress=report)
+        found = verify(data, jobs=jobs, schemes=scheme or (), progress=report)
     place = shown_url(data)
     if as_json:
         problems = [str(problem) for problem in found.problems]
@@ -34,11 +34,11 @@ def verify(data: Data, jobs: Jobs = 1, as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def info(data: Data, as_json: Json = False) -> None:
+def info(data: Data, scheme: Schemes = None, as_json: Json = False) -> None:
     """What a dataset holds, from its manifest alone."""
     from shardpipe.dataset import Index
 
-    found = Index.load(data)
+    found = Index.load(data, schemes=scheme or ())
     totals = found.totals
     if as_json:
         print_json({"shards": len(found.shards), **asdict(totals), "fingerprint": found.fingerprint})

@@ -14,7 +14,7 @@ from shardpipe.order import DEFAULT_WINDOW, Batching
 if TYPE_CHECKING:
     from shardpipe.loading import BatchSequence
 
-__all__ = ["Data", "Jobs", "Json", "OnError", "Out", "Overwrite", "Staging", "WorldSize", "planned"]
+__all__ = ["Data", "Jobs", "Json", "OnError", "Out", "Overwrite", "Schemes", "Staging", "WorldSize", "planned"]
 
 Data = Annotated[str, typer.Argument(metavar="DIR", help="A dataset's folder or URL.")]
 Out = Annotated[str, typer.Option("-o", "--out", metavar="DIR", help="Folder or URL of the new dataset or index.")]
@@ -33,6 +33,15 @@ OnError = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the dataset that DIR holds.")]
 Json = Annotated[bool, typer.Option("--json", help="Print what a program would read.")]
+Schemes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--scheme",
+        metavar="NAME",
+        help="A kind of URL by which the dataset may name shards, besides its own and plain ones like s3 and https.",
+        show_default=False,
+    ),
+]
 WorldSize = Annotated[int, typer.Option(help="Ranks of the run.", min=1, max=1 << 16)]
 
 
@@ -64,6 +73,7 @@ def _sequence(
     shuffle: Annotated[bool, typer.Option("--shuffle/--no-shuffle", help="Whether the order is shuffled.")] = True,
     window: Annotated[int, typer.Option(help="Samples of a lane that are shuffled together.")] = DEFAULT_WINDOW,
     lanes: Annotated[int | None, typer.Option(help="Interleaved streams of the order; default by the data.")] = None,
+    scheme: Schemes = None,
 ) -> "BatchSequence":
     from shardpipe.dataset import Index
     from shardpipe.loading import BatchSequence
@@ -71,4 +81,5 @@ def _sequence(
     batching = Batching(
         batch_size=batch_size, batch_seconds=batch_seconds, min_seconds=min_seconds, max_seconds=max_seconds
     )
-    return BatchSequence(Index.load(data), batching, seed=seed, shuffle=shuffle, window=window, lanes=lanes)
+    index = Index.load(data, schemes=scheme or ())
+    return BatchSequence(index, batching, seed=seed, shuffle=shuffle, window=window, lanes=lanes)

@@ -57,14 +57,15 @@ class Index:
         self._start_caches()
 
     @classmethod
-    def load(cls, data: str | Store, *, cache_bytes: int = 1 << 28) -> Index:
+    def load(cls, data: str | Store, *, schemes: Iterable[str] = (), cache_bytes: int = 1 << 28) -> Index:
         """Reads the manifest of a directory, URL or store, and nothing else. Raises CorruptIndex and StoreError.
 
-        Rows are cached up to `cache_bytes`.
+        Rows are cached up to `cache_bytes`. `schemes` are those that shards may be named by besides the store's own and
+        plain ones; see `resolving`.
         """
         store = open_store(data)
         shards, totals, parts = parse_manifest(store.read(MANIFEST), f"{store.url}/{MANIFEST}")
-        store = resolving(store, (shard.name for shard in shards))
+        store = resolving(store, (shard.name for shard in shards), schemes)
         return cls(store, shards, totals, parts, cache_bytes=cache_bytes)
 
     def rows(self, shard: int) -> pa.RecordBatch:

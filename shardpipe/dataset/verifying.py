@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -56,7 +56,11 @@ class _Checked(NamedTuple):
 
 
 def verify(
-    data: str | os.PathLike[str] | Store, *, jobs: int = 1, progress: Callable[[int, int, int], None] | None = None
+    data: str | os.PathLike[str] | Store,
+    *,
+    jobs: int = 1,
+    schemes: Iterable[str] = (),
+    progress: Callable[[int, int, int], None] | None = None,
 ) -> VerifyReport:
     """Checks every row against the manifest, that no key comes twice, and every shard against its rows and manifest
     entry: size, MD5, headers, and each sample's place, text, extra fields and audio (CRC-32).
@@ -64,7 +68,7 @@ def verify(
     All problems are collected; only a manifest that cannot be read raises (CorruptIndex, StoreError). `progress` is
     called with (shards done, shards in all, bytes read).
     """
-    index = Index.load(open_store(data))
+    index = Index.load(open_store(data), schemes=schemes)
     problems: list[ShardpipeError] = []
     samples = size = 0
     for done, checked in enumerate(in_order(_check, _tasks(index, problems), jobs=jobs), 1):

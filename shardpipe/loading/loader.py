@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
@@ -64,6 +64,8 @@ class ShardLoader:
         listed in `skipped`, and their position counts as consumed. A failing storage always raises.
     cache_dir, cache_bytes: a local folder for what was read of the shards, and the most that it may take of the disk;
         processes and runs may share it. Without a limit it grows to the size of the dataset.
+    schemes: kinds of URLs (such as "hdfs") by which the dataset may name shards, besides its own kind and plain ones
+        (s3, gs, abfs, https and the like). Allow what you trust: fsspec's may lead to any file of this machine.
     device: "cuda" has the audio of batches copied there ahead of the loop, from page-locked memory on a stream of its
         own. Lengths and weights stay where a loop can count by them without waiting for the device.
 
@@ -98,6 +100,7 @@ class ShardLoader:
         on_error: Literal["raise", "skip"] = "raise",
         cache_dir: str | os.PathLike[str] | None = None,
         cache_bytes: int | None = None,
+        schemes: Sequence[str] = (),
         device: str | torch.device | None = None,
     ) -> None:
         sub_epochs = integer("sub_epochs", sub_epochs, least=1)
@@ -112,6 +115,7 @@ class ShardLoader:
         prefetch_bytes = integer("prefetch_bytes", prefetch_bytes, least=1)
         check("cache_bytes", cache_bytes, cache_bytes is None or cache_dir is not None, "it needs a cache_dir")
         check("device", device, device is None or collate is None, "it moves a Batch, and collate makes something else")
+        check("schemes", schemes, not isinstance(schemes, str), "it must be a list of them")
         check("on_error", on_error, on_error in ("raise", "skip"), 'it must be "raise" or "skip"')
         if workers:
             for name, value in (("data", data), ("transform", transform), ("collate", collate)):
@@ -122,7 +126,7 @@ class ShardLoader:
             min_seconds=None if min_seconds is None else number("min_seconds", min_seconds),
             max_seconds=None if max_seconds is None else number("max_seconds", max_seconds),
         )
-        index = Index.load(open_store(data))
+        index = Index.load(open_store(data), schemes=schemes)
         self._sequence = BatchSequence(
             index,
             batching,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from shardpipe.errors import StoreError
 from shardpipe.store.base import Over, Stat, Store, close
 from shardpipe.store.opening import open_store
 from shardpipe.store.places import is_url
@@ -12,12 +13,29 @@ from shardpipe.store.urls import scheme_of
 __all__ = ["resolving"]
 
 
-def resolving(store: Store, names: Iterable[str]) -> Store:
-    """The store itself, or one that opens as well those of `names` that are URLs of a kind which it does not know."""
+_PLAIN = frozenset({"abfs", "abfss", "az", "gcs", "gs", "http", "https", "memory", "s3", "s3a"})
+"""A URL of these is a file on a server, or in this process's memory, and nothing else: no file of this machine, no file
+within another one, no program."""
+
+
+def resolving(store: Store, names: Iterable[str], schemes: Iterable[str] = ()) -> Store:
+    """The store itself, or one that opens as well those of `names` that are URLs of a kind which it does not know.
+
+    Whoever made a dataset chose the names. So their schemes must be the store's own, plain ones, or among `schemes`,
+    which the user names; and one that is opened is no chain of fsspec's. Raises StoreError.
+    """
     own = scheme_of(store.url)
+    allowed = {own, "", *_PLAIN, *schemes}
     elsewhere: dict[str, Store] = {}
     for name in names:
-        if is_url(name) and (scheme := scheme_of(name)) not in (own, *elsewhere):
+        scheme = scheme_of(name)
+        if scheme not in allowed or (scheme not in (own, *schemes) and "::" in name):
+            raise StoreError(
+                f"a shard is named by {scheme}://, which may lead anywhere",
+                url=store.url,
+                fix=f"If you trust whoever made the dataset, allow {scheme!r}, by `--scheme` or `schemes=`.",
+            )
+        if is_url(name) and scheme not in (own, *elsewhere):
             elsewhere[scheme] = open_store(name.rpartition("/")[0])
     return _ResolvingStore(store, elsewhere) if elsewhere else store
 

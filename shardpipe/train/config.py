@@ -57,6 +57,7 @@ class TrainConfig:
         resume_samples: Go on at this count of consumed samples: from the run's checkpoint there, or from init_from.
         init_from: Checkpoint to take the model and the optimizer from where the run has none.
         log_keys: Write the keys of every step to keys-rank<r>.jsonl.
+        schemes: Kinds of URLs, with commas between, by which the data may name shards besides its own and plain ones.
     """
 
     data: str
@@ -93,6 +94,7 @@ class TrainConfig:
     resume_samples: int | None = None
     init_from: str | None = None
     log_keys: bool = False
+    schemes: str = ""
 
     def __post_init__(self) -> None:
         if self.batch_size is None and self.batch_seconds is None:

@@ -115,6 +115,7 @@ def _loader(config: TrainConfig, world: World, data: str, **options: Any) -> Sha
         rank=world.rank,
         world_size=world.size,
         threads=config.threads,
+        schemes=config.schemes.split(",") if config.schemes else (),
         cache_dir=config.cache_dir,
         cache_bytes=config.cache_limit,
         device=world.device,

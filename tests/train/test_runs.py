@@ -381,7 +381,7 @@ def test_the_flags_are_these_and_each_is_explained(capsys: pytest.CaptureFixture
         *("max_seconds", "sub_epochs", "window", "lanes", "seed", "learning_rate", "warmup", "schedule"),
         *("weight_decay", "accumulate", "clip", "spec_augment", "precision", "deterministic", "device", "threads"),
         *("cache_dir", "cache_bytes", "on_error", "save_every", "keep", "resume", "resume_samples", "init_from"),
-        "log_keys",
+        *("log_keys", "schemes"),
     ]
     for field in fields(TrainConfig):
         assert f"--{field.name.replace('_', '-')}" in said
