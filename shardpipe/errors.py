@@ -6,6 +6,7 @@ the one line that a person reads. They survive pickling, since worker processes 
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any
 
 __all__ = [
@@ -18,6 +19,9 @@ __all__ = [
     "ShardpipeError",
     "StoreError",
 ]
+
+
+_LONGEST = 1000
 
 
 class ShardpipeError(Exception):
@@ -42,6 +46,15 @@ def _rebuild(cls: type[ShardpipeError], args: tuple[Any, ...], state: dict[str, 
     error = cls.__new__(cls, *args)
     error.__dict__.update(state)
     return error
+
+
+def _shown(value: object) -> str:
+    """A value as it is written in Python, but for one that is too long or nested too deeply to be read."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = reprlib.repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 class ListError(ShardpipeError):
@@ -96,7 +109,7 @@ class ResumeMismatch(ShardpipeError):
     """A saved state that does not belong to this run: `field` was `saved` then and is `current` now."""
 
     def __init__(self, field: str, saved: object, current: object, *, where: str = "", fix: str) -> None:
-        super().__init__(f"{field} was {saved!r} when saved and is {current!r} now", where=where, fix=fix)
+        super().__init__(f"{field} was {_shown(saved)} when saved and is {_shown(current)} now", where=where, fix=fix)
         self.field = field
         self.saved = saved
         self.current = current
@@ -106,7 +119,7 @@ class ConfigError(ShardpipeError):
     """A setting outside its rule: `name` had `value`."""
 
     def __init__(self, name: str, value: object, rule: str, *, fix: str = "") -> None:
-        super().__init__(f"{name} is {value!r}, but {rule}", fix=fix)
+        super().__init__(f"{name} is {_shown(value)}, but {rule}", fix=fix)
         self.name = name
         self.value = value
         self.rule = rule

@@ -12,7 +12,9 @@ import numpy.typing as npt
 from shardpipe.errors import AudioError
 
 __all__ = [
+    "CHANNELS_MAX",
     "CONVERT",
+    "FRAMES_PER_BYTE_MAX",
     "SAMPLE_RATE_MAX",
     "TORN",
     "AudioInfo",
@@ -33,10 +35,10 @@ CONVERT = "Convert it to WAV or FLAC first."
 
 SAMPLE_RATE_MAX = 1_000_000
 """Hz; more is a broken header, for recorders of ultrasound stay below."""
-_CHANNELS_MAX = 1024
+CHANNELS_MAX = 1024
 
 # 65535 frames of silence take 11 bytes of FLAC, 5760 take 2 bytes of Opus: more a byte than this is a broken header.
-_MAX_FRAMES_PER_BYTE = 8192
+FRAMES_PER_BYTE_MAX = 8192
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,11 +53,11 @@ class AudioInfo:
 
 def info_of(codec: str, data: Bytes, frames: int, sample_rate: int, channels: int) -> AudioInfo:
     """The facts, once they are seen to be possible."""
-    if not (1 <= sample_rate <= SAMPLE_RATE_MAX and 1 <= channels <= _CHANNELS_MAX):
+    if not (1 <= sample_rate <= SAMPLE_RATE_MAX and 1 <= channels <= CHANNELS_MAX):
         raise AudioError(f"the header gives {channels} channels at {sample_rate} Hz", codec=codec, fix=TORN)
     if frames == 0:
         raise AudioError("the audio is empty (0 frames)", codec=codec, fix="Leave it out of the list.")
-    if not 0 < frames <= len(data) * _MAX_FRAMES_PER_BYTE:
+    if not 0 < frames <= len(data) * FRAMES_PER_BYTE_MAX:
         raise AudioError(f"the header promises {frames} frames in {len(data)} bytes", codec=codec, fix=TORN)
     return AudioInfo(codec=codec, frames=frames, sample_rate=sample_rate, channels=channels)
 

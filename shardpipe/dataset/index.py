@@ -26,7 +26,7 @@ from shardpipe.dataset.manifest import (
     format_manifest,
     parse_manifest,
 )
-from shardpipe.dataset.parts import PartReader, rows_batch, rows_checksum, write_part
+from shardpipe.dataset.parts import PartReader, check_rows, rows_batch, rows_checksum, write_part
 from shardpipe.errors import CorruptIndex
 from shardpipe.runtime import pool
 from shardpipe.store import Store, open_store, resolving, write_file, writing
@@ -126,9 +126,12 @@ class Index:
         def load() -> PartReader:
             return PartReader(self.store, self._names[part], int(filled.sum()))
 
-        rows = self._parts.get(part, load, lambda _: 1).read(int(filled[:place].sum()), columns)
-        if rows.num_rows != self.counts[shard]:
-            raise self._mismatch(shard, f"{rows.num_rows} rows, but the manifest counts {self.counts[shard]}")
+        reader = self._parts.get(part, load, lambda _: 1)
+        rows = reader.read(int(filled[:place].sum()), int(self.counts[shard]), columns)
+        try:
+            check_rows(rows, self.shards[shard].size)
+        except ValueError as error:
+            raise self._mismatch(shard, str(error)) from error
         return rows
 
     def _mismatch(self, shard: int, what: str) -> CorruptIndex:

@@ -8,12 +8,15 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import pyarrow as pa
 
+from shardpipe.audio import SAMPLE_RATE_MAX
 from shardpipe.dataset.parts import rows_checksum
 from shardpipe.errors import CorruptIndex
+from shardpipe.store import Count, parsed
 
 __all__ = [
     "FORMAT",
@@ -130,64 +133,91 @@ def format_manifest(shards: list[ShardInfo], totals: Totals, parts: list[str]) -
     return (json.dumps(fields, ensure_ascii=False, indent=1) + "\n").encode()
 
 
+class _Shard(msgspec.Struct):
+    url: str
+    nsamples: Count
+    md5sum: str
+    filesize: Count
+    frames: Count
+    seconds: float
+    checksum: str
+    ignored: Count
+
+
+class _Own(msgspec.Struct):
+    fingerprint: str
+    samples: Count
+    size: Count
+    frames: Count
+    seconds: float
+    codecs: dict[str, Count]
+    sample_rates: dict[Annotated[int, msgspec.Meta(ge=1, le=SAMPLE_RATE_MAX)], Count]
+    rejected: Count
+    parts: list[str]
+
+
+class _Manifest(msgspec.Struct):
+    shardpipe: _Own
+    shardlist: list[_Shard]
+
+
+class _Version(msgspec.Struct):
+    format: Any
+
+
+class _OfAnyVersion(msgspec.Struct):
+    shardpipe: _Version
+
+
 def parse_manifest(data: bytes, file: str) -> tuple[tuple[ShardInfo, ...], Totals, tuple[str, ...]]:
     """The manifest's shards, totals and parts. Raises CorruptIndex."""
     again = "Make it again with `shardpipe index`, or pack the dataset again."
     try:
-        fields = json.loads(data)
-        own = fields["shardpipe"]
-        if own["format"] != FORMAT:
+        version = parsed(data, _OfAnyVersion).shardpipe.format
+        if version != FORMAT:
             raise CorruptIndex(
-                f"format version {own['format']!r}, but this shardpipe reads {FORMAT}",
+                f"format version {version!r}, but this shardpipe reads {FORMAT}",
                 file=file,
                 fix="Read it with the version of shardpipe that wrote it, or index the shards again.",
             )
-        shards = tuple(_shard(entry) for entry in fields["shardlist"])
-        totals = Totals(
-            samples=own["samples"],
-            size=own["size"],
-            frames=own["frames"],
-            seconds=float(own["seconds"]),
-            codecs={codec: _count("codecs", samples) for codec, samples in own["codecs"].items()},
-            sample_rates={int(rate): _count("sample_rates", samples) for rate, samples in own["sample_rates"].items()},
-            rejected=_count("rejected", own["rejected"]),
-        )
-        parts = tuple(str(name) for name in own["parts"])
-        stated = own["fingerprint"]
-    except KeyError as error:
-        raise CorruptIndex(f"the field {error} is missing", file=file, fix=again) from error
-    except (TypeError, ValueError, AttributeError) as error:
+        manifest = parsed(data, _Manifest)
+    except ValueError as error:
         raise CorruptIndex(f"not a manifest ({error})", file=file, fix=again) from error
+    own = manifest.shardpipe
+    shards = tuple(
+        ShardInfo(
+            name=shard.url,
+            samples=shard.nsamples,
+            size=shard.filesize,
+            md5=shard.md5sum,
+            frames=shard.frames,
+            seconds=shard.seconds,
+            checksum=shard.checksum,
+            ignored=shard.ignored,
+        )
+        for shard in manifest.shardlist
+    )
     for what, found, said in (
-        ("samples", sum(shard.samples for shard in shards), totals.samples),
-        ("bytes", sum(shard.size for shard in shards), totals.size),
-        ("frames", sum(shard.frames for shard in shards), totals.frames),
-        ("samples by codec", totals.samples, sum(totals.codecs.values())),
-        ("samples by sample rate", totals.samples, sum(totals.sample_rates.values())),
-        ("fingerprint", fingerprint(shards), stated),
-        ("number of parts", -(-len(shards) // PART_SHARDS), len(parts)),
+        ("samples", sum(shard.samples for shard in shards), own.samples),
+        ("bytes", sum(shard.size for shard in shards), own.size),
+        ("frames", sum(shard.frames for shard in shards), own.frames),
+        ("samples by codec", own.samples, sum(own.codecs.values())),
+        ("samples by sample rate", own.samples, sum(own.sample_rates.values())),
+        ("fingerprint", fingerprint(shards), own.fingerprint),
+        ("number of parts", -(-len(shards) // PART_SHARDS), len(own.parts)),
     ):
         if found != said:
             raise CorruptIndex(f"{what}: it says {said}, but its shards give {found}", file=file, fix=again)
-    return shards, totals, parts
-
-
-def _shard(entry: dict[str, Any]) -> ShardInfo:
-    for name in ("nsamples", "filesize", "frames", "ignored"):
-        _count(name, entry[name])
-    return ShardInfo(
-        name=str(entry["url"]),
-        samples=entry["nsamples"],
-        size=entry["filesize"],
-        md5=entry["md5sum"],
-        frames=entry["frames"],
-        seconds=entry["seconds"],
-        checksum=entry["checksum"],
-        ignored=entry["ignored"],
+    for name in own.parts:
+        if "://" in name or name.startswith("/") or ".." in name.split("/") or not name:
+            raise CorruptIndex(f"the part {name!r} does not lie in its folder", file=file, fix=again)
+    totals = Totals(
+        samples=own.samples,
+        size=own.size,
+        frames=own.frames,
+        seconds=own.seconds,
+        codecs=own.codecs,
+        sample_rates=own.sample_rates,
+        rejected=own.rejected,
     )
-
-
-def _count(name: str, value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{name} is {value!r}, but must be a whole number from 0")
-    return value
+    return shards, totals, tuple(own.parts)

@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from shardpipe.audio import CHANNELS_MAX, FRAMES_PER_BYTE_MAX, SAMPLE_RATE_MAX
 from shardpipe.errors import CorruptIndex
 from shardpipe.store import Store, writing
 
-__all__ = ["SCHEMA", "PartReader", "Row", "rows_batch", "rows_checksum", "write_part"]
+__all__ = ["SCHEMA", "PartReader", "Row", "check_rows", "rows_batch", "rows_checksum", "write_part"]
 
 _FIELDS: list[pa.Field[Any]] = [
     pa.field("key", pa.string(), nullable=False),
@@ -37,6 +38,16 @@ _FIELDS: list[pa.Field[Any]] = [
     pa.field("extras", pa.string(), nullable=True),
 ]
 SCHEMA = pa.schema(_FIELDS)
+_BOUNDS: dict[str, tuple[int, int | None]] = {
+    "offset": (0, None),
+    "size": (1, None),
+    "audio_offset": (0, None),
+    "audio_size": (1, None),
+    "frames": (1, 2**48),
+    "sample_rate": (1, SAMPLE_RATE_MAX),
+    "channels": (1, CHANNELS_MAX),
+}
+"""Least and most of a column's values; None is the size of the tar."""
 
 
 class Row(NamedTuple):
@@ -62,6 +73,25 @@ def rows_batch(rows: Sequence[Row]) -> pa.RecordBatch:
     columns = list(zip(*rows)) or [()] * len(SCHEMA)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA)]
     return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
+
+
+def check_rows(rows: pa.RecordBatch, size: int) -> None:
+    """Raises ValueError unless all rows, or what there is of their columns, can be those of a tar of `size` bytes.
+
+    What follows counts on it: memory is taken for as many frames as a row says, and bytes are read where it says.
+    """
+    numbers = {name: rows.column(name).to_numpy() for name in rows.schema.names if name in _BOUNDS}
+    bounds = {name: (low, size if high is None else high) for name, (low, high) in _BOUNDS.items()}
+    if "audio_size" in numbers:
+        bounds["frames"] = (1, numbers["audio_size"].clip(0, size) * FRAMES_PER_BYTE_MAX)
+        bounds["audio_offset"] = (0, size - numbers["audio_size"])
+        bounds["offset"] = (0, size - numbers["size"])
+    for name, values in numbers.items():
+        low, high = bounds[name]
+        wrong = np.flatnonzero((values < low) | (values > high))
+        if len(wrong):
+            most = np.broadcast_to(high, values.shape)[wrong[0]]
+            raise ValueError(f"in row {wrong[0]} {name} is {values[wrong[0]]}, but must be from {low} to {most}")
 
 
 def rows_checksum(batch: pa.RecordBatch) -> str:
@@ -127,16 +157,19 @@ class PartReader:
         if self._metadata.num_row_groups != row_groups:
             raise self._corrupt(f"{self._metadata.num_row_groups} row groups, but the manifest counts {row_groups}")
 
-    def read(self, row_group: int, columns: list[str] | None = None) -> pa.RecordBatch:
-        """One row group as one batch: all columns in SCHEMA's order, or those named."""
+    def read(self, row_group: int, rows: int, columns: list[str] | None = None) -> pa.RecordBatch:
+        """One row group of so many rows as one batch: all columns in SCHEMA's order, or those named."""
+        if (found := self._metadata.row_group(row_group).num_rows) != rows:
+            raise self._corrupt(f"row group {row_group} has {found} rows, but the manifest counts {rows}")
         try:
             start, end = self._range(row_group, columns)
             window = _Window(self._size, self._read_range, held=(start, self._read_range(start, end)))
             table = _opened(window, self._metadata).read_row_group(row_group, columns=columns, use_threads=False)
+            table.validate(full=True)  # that strings are UTF-8, above all
         except (pa.ArrowException, OSError, ValueError) as error:
             raise self._corrupt(f"row group {row_group} cannot be read ({error})") from error
-        if not table.num_rows:
-            raise self._corrupt(f"row group {row_group} is empty")
+        if table.num_rows != rows:
+            raise self._corrupt(f"row group {row_group} gives {table.num_rows} rows, and not {rows}")
         return table.combine_chunks().to_batches()[0]
 
     def _range(self, row_group: int, columns: list[str] | None) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from shardpipe.audio import AudioInfo, decode, probe
 from shardpipe.dataset.parts import Row
 from shardpipe.dataset.shard import Member, ShardReader
 from shardpipe.errors import AudioError, ShardError
+from shardpipe.store import json_object
 
 __all__ = ["AUDIO_EXTENSIONS", "Found", "Scan", "extras_json", "inspect"]
 
@@ -102,10 +103,10 @@ class Scan:
             try:
                 text = self._reader.read(member).decode().strip()
                 if kind == "json":
-                    text = extras_json(_json_object(text))
+                    text = extras_json(json_object(text))
             except UnicodeError as error:
                 fault = f"{member.name!r} is not UTF-8 ({error})"
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 fault = f"{member.name!r} is not a JSON object ({error})"
         return _Content(stem=stem, extension=extension, member=member, text=text, fault=fault)
 
@@ -144,14 +145,6 @@ class Scan:
             extras=extras.text if extras else None,
         )
         return Found(row, len(used))
-
-
-def _json_object(text: str) -> dict[str, object]:
-    value = json.loads(text)
-    json.dumps(value, ensure_ascii=False).encode()  # an escaped lone surrogate is no text
-    if not isinstance(value, dict):
-        raise ValueError(f"found {type(value).__name__}")
-    return value
 
 
 def _split(run: list[_Content]) -> list[tuple[str, list[_Content]]]:

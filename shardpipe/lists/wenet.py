@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from shardpipe.errors import ListError
 from shardpipe.lists.line import Entry, Line, Utterance, checked_span, lines, resolved
+from shardpipe.store import shallow
 
 __all__ = ["data_list"]
 
@@ -44,7 +45,7 @@ def _utterance(line: Line, folder: Path) -> Utterance:
     """Raises ListError."""
     text = line.text()
     try:
-        fields = _DECODER.decode(text)
+        fields = shallow(_DECODER.decode(text))
         # A half of a surrogate pair, written as an escape, is valid JSON and no text.
         if "\\ud" in text.lower():
             json.dumps(fields, ensure_ascii=False).encode()

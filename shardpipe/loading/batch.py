@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from shardpipe.errors import AudioError, ShardError
+from shardpipe.loading.buffers import Empty, memory_for
 from shardpipe.loading.read import Payload, Reader, SampleRow, decode_row, extras_of
 from shardpipe.loading.work import Work
 from shardpipe.order import AUGMENT, hash_key
@@ -20,8 +21,6 @@ __all__ = ["Batch", "Collate", "Maker", "Padded", "Sample", "Skipped", "Transfor
 
 Transform = Callable[["Sample", np.random.Generator], "Sample"]
 Collate = Callable[[list["Sample"]], Any]
-Empty: TypeAlias = Callable[[tuple[int, ...], str], npt.NDArray[Any]]
-"""An array of a shape and dtype, its content undefined."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -129,7 +128,7 @@ class Maker:
         rates = {row.sample_rate for row in rows}
         _check_rates(rates)
         weights = [float(work.real)] * len(rows)
-        audio = self.empty((len(rows), max(row.frames for row in rows)), self.dtype)
+        audio = memory_for(self.empty, len(rows), max(row.frames for row in rows), self.dtype)
         for i, payload in self.reader.payloads(rows, fetched):
             frames = rows[i].frames
             if not self._decoded(rows[i], payload, audio[i, :frames], work.epoch, skipped):
@@ -160,7 +159,7 @@ class Maker:
             return False
 
     def _sample(self, row: SampleRow, payload: Payload, epoch: int, skipped: list[Skipped]) -> Sample:
-        audio = np.empty(row.frames, self.dtype)
+        audio = memory_for(np.empty, 1, row.frames, self.dtype)[0]
         weight = float(self._decoded(row, payload, audio, epoch, skipped))
         extras = extras_of(row)
         return Sample(
@@ -182,7 +181,7 @@ class Maker:
     def _padded(self, samples: list[Sample]) -> Padded:
         _check_rates({sample.sample_rate for sample in samples})
         lengths = [len(sample.audio) for sample in samples]
-        audio = self.empty((len(samples), max(lengths)), self.dtype)
+        audio = memory_for(self.empty, len(samples), max(lengths), self.dtype)
         for row, sample in zip(audio, samples):
             floats = audio.dtype.kind == sample.audio.dtype.kind == "f"
             # Wider integers would wrap.

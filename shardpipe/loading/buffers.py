@@ -6,23 +6,40 @@ PCM audio that takes as long as the decoding. Here it all comes from one arena, 
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import tempfile
 import threading
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.reduction import DupFd
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Arena", "Place", "SharedBytes"]
+from shardpipe.errors import ShardpipeError
+
+__all__ = ["Arena", "Empty", "Place", "SharedBytes", "memory_for"]
 
 _ALIGNMENT = 4096
 _MOST = 1 << 32
 """What is lent beyond comes from elsewhere: systems refuse to promise memory that they do not have."""
+
+
+Empty: TypeAlias = Callable[[tuple[int, ...], str], npt.NDArray[Any]]
+"""An array of a shape and dtype, its content undefined."""
+
+
+def memory_for(empty: Empty, samples: int, frames: int, dtype: str) -> npt.NDArray[Any]:
+    """[samples, frames] from `empty`. Raises ShardpipeError where there is not so much memory."""
+    try:
+        return empty((samples, frames), dtype)
+    except (MemoryError, OverflowError, ValueError, RuntimeError) as error:  # numpy's and torch's words for it
+        what = f"there is no memory for a batch of {samples} samples, padded to {frames} frames"
+        raise ShardpipeError(what, fix="Leave longer samples out (max_seconds), or take smaller batches.") from error
 
 
 class Arena:
@@ -53,7 +70,7 @@ class Arena:
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
         """An array with whatever was in its memory before."""
-        items = int(np.prod(shape, dtype=np.int64))
+        items = math.prod(shape)
         size = items * np.dtype(dtype).itemsize
         start = self._take(-(-size // _ALIGNMENT) * _ALIGNMENT)
         if start is None:
@@ -136,7 +153,7 @@ class Place:
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
         """An array with whatever was there before; from elsewhere if it does not fit."""
-        items = int(np.prod(shape, dtype=np.int64))
+        items = math.prod(shape)
         if self._start is None or items * np.dtype(dtype).itemsize > self._size:
             return np.empty(shape, dtype)
         self.array = np.frombuffer(self._shared.memory, dtype, items, self._start).reshape(shape)

@@ -7,7 +7,6 @@ nothing that was merely prefetched is ever part of a state.
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -27,9 +26,9 @@ from shardpipe.loading.prefetch import WindowPrefetch, has_room
 from shardpipe.loading.read import Payload, Reader, coalesce
 from shardpipe.loading.sequence import BatchSequence
 from shardpipe.loading.work import Work, works
-from shardpipe.loading.workers import Workers
+from shardpipe.loading.workers import Workers, check_picklable
 from shardpipe.order import DEFAULT_WINDOW, Batching, Step
-from shardpipe.runtime import Ending
+from shardpipe.runtime import Ending, cores
 from shardpipe.settings import check, integer, number
 from shardpipe.store import Store, close, open_store
 
@@ -119,7 +118,7 @@ class ShardLoader:
         check("on_error", on_error, on_error in ("raise", "skip"), 'it must be "raise" or "skip"')
         if workers:
             for name, value in (("data", data), ("transform", transform), ("collate", collate)):
-                _check_picklable(name, value)
+                check_picklable(name, value)
         batching = Batching(
             batch_size=None if batch_size is None else integer("batch_size", batch_size),
             batch_seconds=None if batch_seconds is None else number("batch_seconds", batch_seconds),
@@ -139,7 +138,7 @@ class ShardLoader:
         self._sub_epochs = sub_epochs
         self._rank = rank
         self._world_size = world_size
-        self._threads = workers or threads or min(_THREADS_MAX, _cores())
+        self._threads = workers or threads or min(_THREADS_MAX, cores())
         self._prefetch = max(prefetch, self._threads)
         self._prefetch_bytes = prefetch_bytes
         self._cache = None if cache_dir is None else ShardCache(cache_dir, cache_bytes)
@@ -287,17 +286,3 @@ class ShardLoader:
         self._consumed = self._sequence.restore(state)
         self._iteration = None
         self.num_excluded, self.skipped = 0, []
-
-
-def _cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _check_picklable(name: str, value: object) -> None:
-    """Raises ConfigError for what cannot travel to worker processes."""
-    try:
-        pickle.dumps(value)
-    except Exception as error:
-        rule = f"with workers it must pickle, and does not ({error})"
-        raise ConfigError(name, value, rule, fix="Define it at the top level of a module.") from error

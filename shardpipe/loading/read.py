@@ -17,7 +17,7 @@ from isal.isal_zlib import crc32  # zlib's, by the carry-less multiplication of 
 from shardpipe.audio import decode_into
 from shardpipe.cache import ShardCache
 from shardpipe.dataset import Index, ShardInfo
-from shardpipe.errors import AudioError, ShardError, ShardpipeError, StoreError
+from shardpipe.errors import AudioError, CorruptIndex, ShardError, ShardpipeError, StoreError
 from shardpipe.order import Ints, by_shard
 from shardpipe.store import Stat, Store, shown_in
 
@@ -209,6 +209,15 @@ def decode_row(row: SampleRow, payload: Payload, out: npt.NDArray[Any]) -> None:
 
 
 def extras_of(row: SampleRow) -> dict[str, Any]:
-    """A sample's extra fields; a new dict at every call."""
-    extras: dict[str, Any] = json.loads(row.extras) if row.extras else {}
+    """A sample's extra fields; a new dict at every call. Raises CorruptIndex."""
+    if not row.extras:
+        return {}
+    try:
+        extras = json.loads(row.extras)  # not more strictly: what older versions took may hold NaN
+        if not isinstance(extras, dict):
+            raise ValueError(f"found {type(extras).__name__}")
+    except (ValueError, RecursionError) as error:
+        fix = "Index the dataset again, from shards that you trust."
+        what = f"its further fields are no JSON object ({error})"
+        raise CorruptIndex(what, file=f"{row.shard_name}, sample {row.key!r}", fix=fix) from error
     return extras

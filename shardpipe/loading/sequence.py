@@ -7,9 +7,10 @@ e begins at e * N. Only the index is ever read, never a shard.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 
 from shardpipe.dataset import Index
@@ -29,6 +30,7 @@ from shardpipe.order import (
     default_lanes,
     steps,
 )
+from shardpipe.store import converted
 
 __all__ = ["STATE_FORMAT", "BatchSequence"]
 
@@ -41,6 +43,26 @@ _FIXES = {
     "seed": "Use the seed of the run that saved the state, or start a new run.",
     "plan": "The order is fixed for a run: use the same window, lanes and shuffle, or start a new run.",
 }
+
+_MEND = "It is damaged: load what state_dict() gave."
+
+
+class _Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The plan of a state: what makes the order, and the fields of Batching."""
+
+    window: int
+    lanes: int
+    shuffle: bool
+    batch_size: int | None
+    batch_seconds: float | None
+    min_seconds: float | None
+    max_seconds: float | None
+    origin: int
+
+
+class _Place(msgspec.Struct, frozen=True):
+    consumed_samples: Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX - 1)]
+    plan: _Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,23 +170,22 @@ class BatchSequence:
         _check_state(state, isinstance(state, dict), "it must be a dict")
         own = {"format": STATE_FORMAT, "algorithm": ALGORITHM, "fingerprint": self.index.fingerprint}
         for field, current in {**own, "seed": self.order.seed}.items():
-            if state.get(field) != current:
-                raise ResumeMismatch(field, state.get(field), current, fix=_FIXES[field])
-        plan: Any = state.get("plan")
-        consumed: Any = state.get("consumed_samples")
-        names = {*self._order_parameters(), *(field.name for field in fields(Batching))}
-        _check_state(plan, isinstance(plan, dict) and set(plan) == names, f"its plan must have {sorted(names)}")
-        counted = type(consumed) is int and 0 <= consumed < COUNT_MAX
-        _check_state(consumed, counted, "its consumed_samples must be a whole number in [0, 2**63)")
-        parameters = dict(plan)
+            value = state.get(field)
+            if type(value) is not type(current) or value != current:
+                raise ResumeMismatch(field, value, current, fix=_FIXES[field])
+        try:
+            place = converted({name: state.get(name) for name in ("consumed_samples", "plan")}, _Place)
+        except ValueError as error:
+            raise ConfigError("state", state, f"it is none ({error})", fix=_MEND) from error
+        parameters = msgspec.structs.asdict(place.plan)
         for field, current in self._order_parameters().items():
-            if (saved := parameters.pop(field, None)) != current:
-                raise ResumeMismatch(field, saved, current, fix=_FIXES["plan"])
-        saved = Batching(**parameters)
+            if (was := parameters.pop(field)) != current:
+                raise ResumeMismatch(field, was, current, fix=_FIXES["plan"])
+        consumed, saved = place.consumed_samples, Batching(**parameters)
         begun = 0 <= saved.origin * self.order.lanes <= consumed % self.num_samples
         _check_state(saved.origin, begun, "the origin of its plan must lie before its consumed_samples")
         self._change_batching(consumed, saved)
-        return int(consumed)
+        return consumed
 
     def _change_batching(self, consumed: int, saved: Batching) -> None:
         new = replace(self.batching, origin=0)
@@ -201,4 +222,4 @@ class BatchSequence:
 
 def _check_state(value: object, holds: bool, rule: str) -> None:
     if not holds:
-        raise ConfigError("state", value, rule, fix="It is damaged: load what state_dict() gave.")
+        raise ConfigError("state", value, rule, fix=_MEND)

@@ -27,17 +27,26 @@ from weakref import finalize
 
 import numpy as np
 
-from shardpipe.errors import ShardpipeError
+from shardpipe.errors import ConfigError, ShardpipeError
 from shardpipe.loading.batch import Maker, Padded, Skipped
-from shardpipe.loading.buffers import Arena, Place, SharedBytes
+from shardpipe.loading.buffers import Arena, Place, SharedBytes, memory_for
 from shardpipe.loading.read import Payload
 from shardpipe.loading.work import Work
 from shardpipe.runtime import abandoned, after_fork, exit_with_parent
 
-__all__ = ["Workers"]
+__all__ = ["Workers", "check_picklable"]
 
 _LOOK = 0.2  # seconds between looks at whether an answer is still wanted
 _PATIENCE = 5.0  # seconds that one may take which is not: to begin a process again takes as long
+
+
+def check_picklable(name: str, value: object) -> None:
+    """Raises ConfigError for what cannot travel to worker processes."""
+    try:
+        pickle.dumps(value)
+    except Exception as error:
+        rule = f"with workers it must pickle, and does not ({error})"
+        raise ConfigError(name, value, rule, fix="Define it at the top level of a module.") from error
 
 
 class Workers:
@@ -87,7 +96,7 @@ class _Pool:
     def make(self, work: Work, fetched: Mapping[int, Payload]) -> tuple[Any, list[Skipped]]:
         sent = {i: bytes(payload) if isinstance(payload, memoryview) else payload for i, payload in fetched.items()}
         # Room for the batch unless a transform lengthens it.
-        room = self._arena.empty((len(work.rows), max(row.frames for row in work.rows)), self._dtype)
+        room = memory_for(self._arena.empty, len(work.rows), max(row.frames for row in work.rows), self._dtype)
         error, trace, made, skipped = self._ask(work, sent, self._arena.start(room), room.nbytes)
         if error is not None:
             raise error from _Trace(trace)

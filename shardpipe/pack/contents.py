@@ -5,19 +5,27 @@ Files of others are never touched.
 
 from __future__ import annotations
 
-import json
 import re
+
+import msgspec
 
 from shardpipe.dataset import MANIFEST, SHARD_LIST
 from shardpipe.errors import StoreError
 from shardpipe.pack.destination import JOB, Destination
+from shardpipe.store import Count, parsed
 
-__all__ = ["REJECTED", "Contents", "another_unfinished", "shard_name", "unfinished"]
+__all__ = ["REJECTED", "Contents", "another_unfinished", "is_ours", "shard_name", "unfinished"]
 
 REJECTED = "rejected.jsonl"
 
 _SHARD = re.compile(r"shard-\d{6,}\.tar")
 _PART = re.compile(r"index/part-\d{5,}\.parquet")
+
+
+def is_ours(name: str) -> bool:
+    """Whether a file of this name is one that packing and indexing write."""
+    known = (MANIFEST, SHARD_LIST, REJECTED, JOB)
+    return name in known or _SHARD.fullmatch(name) is not None or _PART.fullmatch(name) is not None
 
 
 def shard_name(number: int) -> str:
@@ -43,7 +51,7 @@ class Contents:
     def __init__(self, destination: Destination) -> None:
         self._url = destination.url
         self._names = set(destination.listing())
-        self._job = _job(destination) if JOB in self._names else {}
+        self._job = _job(destination) if JOB in self._names else _Job()
 
     @property
     def packed(self) -> str | None:
@@ -62,7 +70,8 @@ class Contents:
             return set()
         if self._shards is None:
             return self._tars
-        return {shard_name(number) for number in range(self._shards)} & self._names
+        # Not by counting up to a number that stands in a file.
+        return {name for name in self._tars if int(name[len("shard-") : -len(".tar")]) < self._shards}
 
     def check_free(self, digest: str, *, overwrite: bool) -> None:
         """Raises StoreError unless the job of this digest may be packed here."""
@@ -93,14 +102,12 @@ class Contents:
 
     @property
     def _digest(self) -> str | None:
-        digest = self._job.get("digest")
-        return digest if isinstance(digest, str) else None
+        return self._job.digest
 
     @property
     def _shards(self) -> int | None:
         """How many the finished job packed; None for an unfinished one."""
-        shards = self._job.get("shards")
-        return shards if isinstance(shards, int) else None
+        return self._job.shards
 
     def _foreign(self, name: str) -> StoreError:
         return StoreError(
@@ -110,9 +117,13 @@ class Contents:
         )
 
 
-def _job(destination: Destination) -> dict[str, object]:
+class _Job(msgspec.Struct):
+    digest: str | None = None
+    shards: Count | None = None
+
+
+def _job(destination: Destination) -> _Job:
     try:
-        job = json.loads(destination.store.read(JOB))
+        return parsed(destination.store.read(JOB), _Job)
     except ValueError:
-        return {}
-    return job if isinstance(job, dict) else {}
+        return _Job()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -19,7 +19,7 @@ from shardpipe.errors import ShardpipeError
 from shardpipe.pack.contents import shard_name
 from shardpipe.pack.destination import Destination
 from shardpipe.runtime import abandon_when
-from shardpipe.store import Stat, write_file
+from shardpipe.store import Count, Stat, parsed, write_file
 
 __all__ = ["GrowingShards", "Rejection"]
 
@@ -35,15 +35,14 @@ class Rejection:
     reason: str
 
 
-@dataclass(kw_only=True)
-class _Finished:
+class _Finished(msgspec.Struct, kw_only=True):
     """What the commit marker of a shard says besides its rows."""
 
-    size: int
+    size: Count
     version: str
     md5: str
-    stop: int
-    rejected: list[dict[str, str]]
+    stop: Count
+    rejected: list[Rejection]
 
 
 class GrowingShards:
@@ -64,7 +63,7 @@ class GrowingShards:
         self.kept = 0
         """Shards that were finished before."""
         self._rows: list[Row] = []
-        self._rejected: list[dict[str, str]] = []
+        self._rejected: list[Rejection] = []
         self._writer: ShardWriter | None = None
         self._abandoned = threading.Event()
         self._background = ThreadPoolExecutor(1, "shardpipe-pack", abandon_when, (self._abandoned,))
@@ -106,7 +105,7 @@ class GrowingShards:
 
     def reject(self, rejection: Rejection) -> None:
         """Notes that an utterance was left out."""
-        self._rejected.append({"key": rejection.key, "where": rejection.where, "reason": rejection.reason})
+        self._rejected.append(rejection)
 
     def finish(self, stop: int) -> None:
         """Ends the current shard, if any, and waits until all are finished; the utterances before `stop` are dealt
@@ -144,36 +143,37 @@ class GrowingShards:
             leaving, self._leaving = self._leaving, None
             self._finished.append(leaving.result())
 
-    def _commit(
-        self, number: int, md5: str, stop: int, rejected: list[dict[str, str]], rows: pa.RecordBatch
-    ) -> _Finished:
+    def _commit(self, number: int, md5: str, stop: int, rejected: list[Rejection], rows: pa.RecordBatch) -> _Finished:
         size, version = self._destination.keep(self._path("tar.new", number), shard_name(number))
         finished = _Finished(size=size, version=version, md5=md5, stop=stop, rejected=rejected)
-        metadata = {_METADATA: json.dumps(finished.__dict__, ensure_ascii=False).encode()}
+        metadata = {_METADATA: msgspec.json.encode(finished)}
         table = pa.Table.from_batches([rows]).replace_schema_metadata(metadata)
         data = io.BytesIO()
-        pq.write_table(table, data, compression="zstd")
+        pq.write_table(table, data, compression="zstd", write_page_checksum=True)
         write_file(self._path("parquet", number), data.getvalue())
         return finished
 
     def shards(self) -> Iterator[tuple[ShardInfo, pa.RecordBatch]]:
         """The finished shards with their rows."""
         for number, finished in enumerate(self._finished):
-            table = pq.read_table(self._path("parquet", number), use_threads=False)
+            table = self._table(number)
             rows = table.replace_schema_metadata(None).cast(SCHEMA).combine_chunks().to_batches()[0]
             yield ShardInfo.of(rows, name=shard_name(number), size=finished.size, md5=finished.md5), rows
 
     def rejections(self) -> Iterator[Rejection]:
         """What was left out so far."""
         for rejected in (*(finished.rejected for finished in self._finished), self._rejected):
-            yield from (Rejection(**fields) for fields in rejected)
+            yield from rejected
+
+    def _table(self, number: int) -> pa.Table:
+        return pq.read_table(self._path("parquet", number), use_threads=False, page_checksum_verification=True)
 
     def _finished_earlier(self, kept: dict[str, Stat]) -> _Finished | None:
         """The next shard, if an earlier run finished it and both of its files are as it left them."""
         try:
-            table = pq.read_table(self._path("parquet", self.count), use_threads=False)
-            finished = _Finished(**json.loads(table.schema.metadata[_METADATA]))
-        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
+            table = self._table(self.count)
+            finished = parsed(table.schema.metadata[_METADATA], _Finished)
+        except (pa.ArrowException, OSError, ValueError, KeyError):
             return None
         name = shard_name(self.count)
         found = kept.get(name)

@@ -15,16 +15,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import msgspec
+
 from shardpipe.dataset import MANIFEST
 from shardpipe.errors import StoreError
+from shardpipe.pack.contents import is_ours
 from shardpipe.pack.destination import Destination
-from shardpipe.store import write_file, writing
+from shardpipe.store import parsed, write_file, writing
 
 __all__ = ["Staging"]
 
 _LOCK = "lock"
 _JOB = "job.json"
 _PUBLISHING = "publishing"
+
+
+class _Job(msgspec.Struct):
+    digest: str
+
+
+class _Publishing(msgspec.Struct):
+    names: list[str]
+    stale: list[str]
 
 
 class Staging:
@@ -67,8 +79,8 @@ class Staging:
     def job(self) -> str | None:
         """The digest of the job that this folder was made for."""
         try:
-            return str(json.loads((self.path / _JOB).read_bytes())["digest"])
-        except (OSError, ValueError, KeyError, TypeError):
+            return parsed((self.path / _JOB).read_bytes(), _Job).digest
+        except (OSError, ValueError):
             return None
 
     def begin(self, digest: str) -> None:
@@ -88,16 +100,28 @@ class Staging:
         self._finish()
 
     def _finish(self) -> None:
-        plan = json.loads((self.path / _PUBLISHING).read_bytes())
+        plan = self._plan()
         if (self.path / MANIFEST).exists():
             self.destination.remove([MANIFEST])
-            self.destination.remove(plan["stale"])
-            for name in plan["names"]:
+            self.destination.remove(plan.stale)
+            for name in plan.names:
                 if name == MANIFEST:
-                    self._check_all_there(plan["names"])
+                    self._check_all_there(plan.names)
                 if (self.path / name).exists():
                     self.destination.place(self.path / name, name)
         self.remove()
+
+    def _plan(self) -> _Publishing:
+        """What publishing is to do: nothing to files that are not ours, whoever wrote it down."""
+        path = self.path / _PUBLISHING
+        try:
+            plan = parsed(path.read_bytes(), _Publishing)
+            if strange := [name for name in (*plan.names, *plan.stale) if not is_ours(name)]:
+                raise ValueError(f"it names {strange[0]!r}")
+        except ValueError as error:
+            fix = f"Remove {self.path}, and run the same command again."
+            raise StoreError(f"it is not what packing writes there ({error})", url=str(path), fix=fix) from error
+        return plan
 
     def _check_all_there(self, names: list[str]) -> None:
         if lost := sorted(set(names) - {MANIFEST, *self.destination.listing()}):

@@ -20,7 +20,7 @@ from shardpipe.pack.growing import Rejection
 from shardpipe.pack.packing import Progress
 from shardpipe.pack.staging import Staging
 from shardpipe.runtime import in_order
-from shardpipe.store import LocalStore, Store, find_urls, is_url, local_path, open_store, write_file
+from shardpipe.store import LocalStore, Store, find_urls, is_url, local_path, open_store, scheme_of, write_file
 
 __all__ = ["IndexReport", "index_tars"]
 
@@ -98,7 +98,7 @@ def index_tars(
         if SHARD_LIST in contents.index:
             names.remove(SHARD_LIST)  # WeNet's users have one of their own
         folder.publish(names, stale=contents.index - {SHARD_LIST})
-    index = Index.load(destination.store)
+    index = Index.load(destination.store, schemes=map(scheme_of, paths))
     return IndexReport(
         out=destination.url,
         samples=totals.samples,

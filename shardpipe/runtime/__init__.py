@@ -11,14 +11,14 @@ from shardpipe.runtime.lazy import lazily
 if TYPE_CHECKING:
     from shardpipe.runtime.ending import Ending
     from shardpipe.runtime.forks import after_fork, keep
-    from shardpipe.runtime.jobs import exit_with_parent, in_order
+    from shardpipe.runtime.jobs import cores, exit_with_parent, in_order
     from shardpipe.runtime.stopping import GIVEN_UP, abandon_when, abandoned, pause, pool
 else:
     __getattr__, __dir__ = lazily(
         __name__,
         ending=["Ending"],
         forks=["after_fork", "keep"],
-        jobs=["exit_with_parent", "in_order"],
+        jobs=["cores", "exit_with_parent", "in_order"],
         stopping=["GIVEN_UP", "abandon_when", "abandoned", "pause", "pool"],
     )
 
@@ -28,6 +28,7 @@ __all__ = [
     "abandon_when",
     "abandoned",
     "after_fork",
+    "cores",
     "exit_with_parent",
     "in_order",
     "keep",

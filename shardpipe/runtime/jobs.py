@@ -17,7 +17,7 @@ from typing import TypeVar
 from shardpipe.errors import ShardpipeError
 from shardpipe.runtime.stopping import abandon_when
 
-__all__ = ["exit_with_parent", "in_order"]
+__all__ = ["cores", "exit_with_parent", "in_order"]
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -52,6 +52,11 @@ def in_order(
             if left := chunk[len(results) :]:
                 pending.appendleft((left, _submitted(pool, function, left)))
             yield from results
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from shardpipe.store.elsewhere import resolving
     from shardpipe.store.local import LocalStore
     from shardpipe.store.opening import open_store
-    from shardpipe.store.outside import Count, converted, parsed
+    from shardpipe.store.outside import Count, converted, json_object, parsed, shallow
     from shardpipe.store.places import is_url, local_path, named, only_local
     from shardpipe.store.publish import flush, put_in_place, write_file, writing
     from shardpipe.store.redact import shown_url, split_url
     from shardpipe.store.remote import FsspecStore, Uploads
     from shardpipe.store.retry import Retry, RetryingStore
     from shardpipe.store.testing import CountingStore, FailingStore, Fault, SlowStore
-    from shardpipe.store.urls import find_urls, shown_in
+    from shardpipe.store.urls import find_urls, scheme_of, shown_in
 else:
     __getattr__, __dir__ = lazily(
         __name__,
@@ -32,14 +32,14 @@ else:
         elsewhere=["resolving"],
         local=["LocalStore"],
         opening=["open_store"],
-        outside=["Count", "converted", "parsed"],
+        outside=["Count", "converted", "json_object", "parsed", "shallow"],
         places=["is_url", "local_path", "named", "only_local"],
         publish=["flush", "put_in_place", "write_file", "writing"],
         redact=["shown_url", "split_url"],
         remote=["FsspecStore", "Uploads"],
         retry=["Retry", "RetryingStore"],
         testing=["CountingStore", "FailingStore", "Fault", "SlowStore"],
-        urls=["find_urls", "shown_in"],
+        urls=["find_urls", "scheme_of", "shown_in"],
     )
 
 __all__ = [
@@ -63,6 +63,7 @@ __all__ = [
     "find_urls",
     "flush",
     "is_url",
+    "json_object",
     "local_path",
     "named",
     "only_local",
@@ -70,6 +71,8 @@ __all__ = [
     "parsed",
     "put_in_place",
     "resolving",
+    "scheme_of",
+    "shallow",
     "shown_in",
     "shown_url",
     "split_url",

@@ -233,11 +233,14 @@ def test_seconds_cannot_be_changed_by_a_caller(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (lambda fields: fields.pop("shardpipe"), "'shardpipe' is missing"),
+        (lambda fields: fields.pop("shardpipe"), "missing required field `shardpipe`"),
         (lambda fields: fields["shardpipe"].update(format=2), "format version 2"),
         (lambda fields: fields["shardpipe"].update(samples=6), "samples: it says 6"),
         (lambda fields: fields["shardpipe"].update(fingerprint="0" * 64), "fingerprint: it says 0000"),
-        (lambda fields: fields["shardpipe"].pop("fingerprint"), "'fingerprint' is missing"),
+        (
+            lambda fields: fields["shardpipe"].pop("fingerprint"),
+            "missing required field `fingerprint`",
+        ),
         (lambda fields: fields["shardpipe"].update(parts=[]), "number of parts: it says 0"),
         (lambda fields: fields["shardpipe"].update(size=1), "bytes: it says 1"),
         (lambda fields: fields["shardpipe"].update(frames=1), "frames: it says 1"),
@@ -245,13 +248,28 @@ def test_seconds_cannot_be_changed_by_a_caller(tmp_path: Path) -> None:
         (lambda fields: fields["shardpipe"].update(codecs={"wav": 4}), "samples by codec: it says 4"),
         (lambda fields: fields["shardpipe"].update(codecs=[]), "not a manifest"),
         (lambda fields: fields["shardpipe"].update(sample_rates={}), "samples by sample rate: it says 0"),
-        (lambda fields: fields["shardpipe"].update(rejected="2"), "rejected is '2'"),
+        (
+            lambda fields: fields["shardpipe"].update(rejected="2"),
+            "Expected `int`, got `str`.*rejected",
+        ),
         (lambda fields: fields["shardlist"].pop(), "its shards give"),
         (lambda fields: fields["shardlist"].reverse(), "fingerprint"),
-        (lambda fields: fields["shardlist"][0].update(nsamples=-3), "nsamples is -3"),
-        (lambda fields: fields["shardlist"][0].update(nsamples="3"), "nsamples is '3'"),
-        (lambda fields: fields["shardlist"][0].update(nsamples=True), "nsamples is True"),
-        (lambda fields: fields["shardlist"][0].pop("checksum"), "'checksum' is missing"),
+        (
+            lambda fields: fields["shardlist"][0].update(nsamples=-3),
+            r">= 0.*list\[0\].nsamples",
+        ),
+        (
+            lambda fields: fields["shardlist"][0].update(nsamples="3"),
+            r"got `str`.*list\[0\].nsamples",
+        ),
+        (
+            lambda fields: fields["shardlist"][0].update(nsamples=True),
+            r"got `bool`.*list\[0\].nsamples",
+        ),
+        (
+            lambda fields: fields["shardlist"][0].pop("checksum"),
+            r"missing required field `checksum`.*list\[0\]",
+        ),
         (lambda fields: fields.update(shardlist=[[]]), "not a manifest"),
         (lambda fields: fields.update(shardlist=5), "not a manifest"),
     ],
