@@ -6,10 +6,11 @@ import atexit
 import os
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from weakref import WeakSet
 
-__all__ = ["GIVEN_UP", "abandon_when", "abandoned", "pause", "pool"]
+__all__ = ["GIVEN_UP", "abandon_when", "abandoned", "at_exit", "pause", "pool"]
 
 GIVEN_UP = "given up, for nobody waits for it any more"
 
@@ -56,6 +57,14 @@ def _abandon_all() -> None:
 # A forked process has none of their threads, one of which may hold the lock of its event.
 os.register_at_fork(after_in_child=_given.clear)
 
-# A script may end with a loop half way. Python then has the threads of executors finish all that waits for them, unless
-# it hears of this before: such functions are called last in, first out, and atexit's when all is over.
-getattr(threading, "_register_atexit", atexit.register)(_abandon_all)
+
+def at_exit(action: Callable[[], None]) -> None:
+    """Has `action` called as Python begins to end, before it waits for the threads of executors.
+
+    A script may end with a loop half way. These threads would then finish all that waits for them. Such functions are
+    called last in, first out, and atexit's when all is over.
+    """
+    getattr(threading, "_register_atexit", atexit.register)(action)
+
+
+at_exit(_abandon_all)

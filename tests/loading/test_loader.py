@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -321,3 +323,32 @@ def test_a_dataset_of_one(tmp_path: Path) -> None:
 def test_no_dataset_there(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="shardindex.json"):
         ShardLoader(tmp_path, batch_size=4)
+
+
+HALF_WAY = """
+import sys
+import numpy
+from shardpipe import ShardLoader
+from shardpipe.store import LocalStore, SlowStore
+
+def passed(sample, rng):
+    return sample
+
+if __name__ == "__main__":
+    data, cache, kind = sys.argv[1:]
+    options = {"slow": {"cache_dir": cache}, "workers": {"workers": 1, "transform": passed}}.get(kind, {})
+    loader = ShardLoader(SlowStore(LocalStore(data), 0.01) if kind == "slow" else data, batch_size=2, **options)
+    loop = iter(loader)
+    # Where it lives on until the modules go, one after the other.
+    numpy.kept = [loader, loop, next(loop)]
+"""
+
+
+@pytest.mark.parametrize("kind", ["threads", "slow", "workers"])
+def test_a_script_that_leaves_a_loop_half_way_ends_without_a_word(data: Path, tmp_path: Path, kind: str) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(HALF_WAY)
+    done = subprocess.run(
+        [sys.executable, str(script), str(data), str(tmp_path / "cache"), kind], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

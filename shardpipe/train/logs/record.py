@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
+import msgspec
 
-from shardpipe.store import write_file, writing
+from shardpipe.store import Count, parsed, write_file
+from shardpipe.train.logs.board import Board
+from shardpipe.train.logs.whole import WholeAppends
 
 __all__ = ["JsonLines", "Recorder", "cut_back"]
 
@@ -26,25 +27,27 @@ _CURVES = {
 
 
 class JsonLines:
-    """A file of one JSON object a line, each handed to the system at once, so that a killed process loses none."""
+    """A file of one JSON object a line. Raises StoreError."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        with writing(path):
-            self._file = path.open("ab", buffering=0)
+        self._file = WholeAppends(path)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends a record; numbers are written so that they read back exactly, those that are not finite as null."""
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        with writing(self._path):
-            self._file.write(json.dumps(finite, ensure_ascii=False).encode() + b"\n")
+        self._file.write(json.dumps(finite, ensure_ascii=False).encode() + b"\n")
 
     def flush(self) -> None:
         """Brings all lines to the disk."""
-        os.fsync(self._file.fileno())
+        self._file.flush()
 
     def close(self) -> None:
         self._file.close()
+
+
+class _Line(msgspec.Struct):
+    consumed_samples: Count
+    event: str = ""
 
 
 def cut_back(path: Path, consumed_samples: int, *, evaluated: bool = True) -> int:
@@ -54,31 +57,30 @@ def cut_back(path: Path, consumed_samples: int, *, evaluated: bool = True) -> in
     """
     if not path.exists():
         return 0
-    lines = path.read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if _within(line, consumed_samples, evaluated)]
-    if len(kept) < len(lines):
-        write_file(path, b"".join(kept))
+    data = path.read_bytes()
+    lines = data.splitlines()
+    kept = [line + b"\n" for line in lines if _within(line, consumed_samples, evaluated)]
+    if (rest := b"".join(kept)) != data:
+        write_file(path, rest)
     return len(lines) - len(kept)
 
 
 def _within(line: bytes, consumed_samples: int, evaluated: bool) -> bool:
     try:
-        record = json.loads(line)
+        record = parsed(line, _Line)
     except ValueError:
         return False
-    count = int(record["consumed_samples"])
-    return count < consumed_samples or (
-        count == consumed_samples and (evaluated or record.get("event") not in ("valid", "end"))
-    )
+    if record.consumed_samples == consumed_samples:
+        return evaluated or record.event not in ("valid", "end")
+    return record.consumed_samples < consumed_samples
 
 
 class Recorder:
-    """metrics.jsonl and tensorboard/ of one run, written by its main process."""
+    """metrics.jsonl and tensorboard/ of one run, written by its main process. Raises StoreError."""
 
     def __init__(self, folder: Path, *, consumed_samples: int) -> None:
         self._lines = JsonLines(folder / "metrics.jsonl")
-        with writing(folder / "tensorboard"):
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=consumed_samples + 1)
+        self._board = Board(folder / "tensorboard", first_step=consumed_samples + 1)
 
     def write(self, event: str, consumed_samples: int, **fields: Any) -> None:
         """One line of metrics.jsonl; what TensorBoard can draw of it goes there too."""
@@ -87,11 +89,11 @@ class Recorder:
         for name in _CURVES.get(event, ()):
             value = fields.get(name)
             if value is not None and math.isfinite(value):
-                self._board.add_scalar(f"{group}/{name}", value, consumed_samples)
+                self._board.scalar(f"{group}/{name}", value, consumed_samples)
 
     def flush(self) -> None:
+        """Brings the lines to the disk; the curves can be drawn from them again."""
         self._lines.flush()
-        self._board.flush()
 
     def close(self) -> None:
         self._lines.close()

@@ -6,6 +6,8 @@ import json
 import math
 from pathlib import Path
 
+import pytest
+
 from shardpipe.train.logs.record import JsonLines, cut_back
 
 
@@ -27,3 +29,24 @@ def test_records_read_back_exactly_and_are_cut_back_to_a_count(tmp_path: Path) -
     assert cut_back(path, 11) == 1
     assert path.read_text().splitlines() == lines[:3]
     assert cut_back(tmp_path / "none.jsonl", 0) == 0
+
+
+def test_a_line_without_its_end_is_ended(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"consumed_samples": 4}\n{"consumed_samples": 8}')
+    assert cut_back(path, 8) == 0
+    log = JsonLines(path)
+    log.write({"consumed_samples": 12})
+    log.close()
+    assert [json.loads(line)["consumed_samples"] for line in path.read_text().splitlines()] == [4, 8, 12]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["[]", "3", "{}", '{"consumed_samples": "x"}', '{"consumed_samples": -1}', "[" * 100_000, '{"consumed_samples'],
+)
+def test_what_is_no_record_goes(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"consumed_samples": 4}}\n{line}\n{{"consumed_samples": 8}}\n')
+    assert cut_back(path, 8) == 1
+    assert [json.loads(line)["consumed_samples"] for line in path.read_text().splitlines()] == [4, 8]
