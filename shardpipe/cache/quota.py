@@ -24,17 +24,15 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from shardpipe.cache.lock import FOREIGN_SAFE, NOT_LET_GO, locked
 from shardpipe.errors import StoreError
 from shardpipe.runtime import after_fork
 
-__all__ = ["FOREIGN_SAFE", "Quota"]
-
-FOREIGN_SAFE = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-"""Flags of open: a link, a pipe or a device in a file's place neither leads elsewhere nor blocks."""
+__all__ = ["Quota"]
 
 _LEASES = 256
 """A lease is such a part of the limit: what a process holds and does not use is lost to the others."""
@@ -81,6 +79,8 @@ class Quota:
         self._in_flight = 0
         self._lease: int | None = None
         self._lease_path = ""
+        self._locked_out = 0.0
+        """When the folder's lock was last waited for in vain; 0 once it was had again."""
         self._unit, self.sees_holes = _probe(folder)
         """Bytes that the file system allocates at once, and whether it tells holes (SEEK_HOLE)."""
         after_fork(self, Quota._begin_anew)
@@ -90,8 +90,11 @@ class Quota:
         """The right to write this range of a file while the context lasts. Raises OSError if there is no room."""
         first, last = offset // self._unit, -(-(offset + length) // self._unit)
         cost = (last - first + 1) * self._unit  # one more, for the file's tree of extents
+        asked = time.monotonic()
         with self._mutex:
             if self._left < cost:
+                if self._locked_out > asked:
+                    raise TimeoutError(NOT_LET_GO)  # another thread has waited for all that have come meanwhile
                 self._renew(cost)
             self._left -= cost
             self._in_flight += cost
@@ -131,7 +134,13 @@ class Quota:
 
     def _renew(self, cost: int) -> None:
         Path(self._folder).mkdir(parents=True, exist_ok=True)
-        with _locked(self._folder):
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self._folder, wait=0.0 if self._locked_out else _LOCK_WAIT))
+            except TimeoutError:
+                self._locked_out = time.monotonic()
+                raise
+            self._locked_out = 0.0
             disk = os.statvfs(self._folder)
             capacity = disk.f_blocks * disk.f_frsize
             free = disk.f_bavail * disk.f_frsize - min(capacity // _FREE_SHARE, _FREE_MAX)
@@ -194,13 +203,17 @@ def _probe(folder: str) -> tuple[int, bool]:
     """Makes the folder and tries what is needed of it: (allocation unit, whether holes can be seen)."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        with _locked(folder) as lock:
-            if os.fstat(lock).st_size != _PROBE:
+        if not _is_probe(f"{folder}/lock"):  # else the lock need not be had, which a process that is stopped may hold
+            with locked(folder, wait=_LOCK_WAIT) as lock:
                 os.pwrite(lock, _MARK, 0)
                 os.ftruncate(lock, _PROBE)
                 os.fsync(lock)
+        lock = os.open(f"{folder}/lock", os.O_RDWR | FOREIGN_SAFE)
+        try:
             found = os.fstat(lock)
             sees_holes = os.lseek(lock, 0, os.SEEK_HOLE) < _PROBE
+        finally:
+            os.close(lock)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
@@ -219,35 +232,10 @@ def _probe(folder: str) -> tuple[int, bool]:
     return max(found.st_blksize, 4096), sees_holes
 
 
-@contextmanager
-def _locked(folder: str) -> Iterator[int]:
-    """Holds the folder's lock. Raises OSError, TimeoutError if another process does not let go of it."""
-    lock = _lock(f"{folder}/lock")
-    try:
-        yield lock
-    finally:
-        # Closing alone would not do if a child was forked meanwhile.
-        fcntl.flock(lock, fcntl.LOCK_UN)
-        os.close(lock)
-
-
-def _lock(path: str) -> int:
-    deadline = time.monotonic() + _LOCK_WAIT
-    while True:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | FOREIGN_SAFE, 0o666)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(lock).st_nlink:
-                return lock
-            os.close(lock)  # removed since it was opened: the next process to come would lock another file
-        except BlockingIOError:
-            os.close(lock)
-        except OSError:
-            os.close(lock)
-            raise
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"another process does not let go of {path}")
-        time.sleep(0.001)
+def _is_probe(path: str) -> bool:
+    with suppress(OSError):
+        return os.lstat(path).st_size == _PROBE
+    return False
 
 
 def _promised(lease: str) -> int:

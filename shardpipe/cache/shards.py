@@ -21,7 +21,8 @@ import time
 from contextlib import suppress
 from typing import Any, Protocol
 
-from shardpipe.cache.quota import FOREIGN_SAFE, Quota
+from shardpipe.cache.lock import FOREIGN_SAFE
+from shardpipe.cache.quota import Quota
 from shardpipe.settings import check, integer
 from shardpipe.store import only_local
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from shardpipe.cache import quota as quota_module
+from shardpipe.cache.lock import locked
 from shardpipe.cache.shards import ShardCache
 from shardpipe.dataset import ShardInfo
 
@@ -66,7 +66,7 @@ def fetch(cache: ShardCache, number: int, offset: int, length: int, data: bytes)
 
 def allocated(folder: Path) -> int:
     """Bytes of disk that the folder's files take, while nobody can evict: it only grows as we add it up."""
-    with quota_module._locked(str(folder)):
+    with locked(str(folder), wait=5.0):
         total = 0
         for entry in os.scandir(folder):
             with suppress(FileNotFoundError):

@@ -9,16 +9,22 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from shardpipe import ShardLoader
 from shardpipe.cache import quota as quota_module
 from shardpipe.cache import shards as cache_module
+from shardpipe.cache.lock import locked
 from shardpipe.cache.shards import ShardCache
-from shardpipe.store import flush
+from shardpipe.store import LocalStore, SlowStore, flush
 from tests.cache.folders import (
     MIB,
     PIECE,
@@ -35,6 +41,7 @@ from tests.cache.folders import (
     used_at,
 )
 from tests.forking import ended, forked
+from tests.speech import pack_speech
 
 
 def test_the_least_recently_used_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,7 +310,7 @@ def test_a_forked_child_has_its_own_lease_and_keeps_no_other_alive(tmp_path: Pat
 
 def test_a_child_forked_from_under_the_lock_does_not_hold_it(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path, 8 * MIB)
-    with quota_module._locked(str(tmp_path)):
+    with locked(str(tmp_path), wait=5.0):
         child = forked(lambda: time.sleep(50))
     try:
         cache.write(shard_of(1), 0, b"abc")
@@ -347,3 +354,79 @@ def test_two_processes_on_half_the_data(tmp_path: Path) -> None:
     assert all(hits > 20 for _, hits in results)
     assert limit / 2 < most <= limit
     assert samples > 20
+
+
+HOLDER = """
+import fcntl, os, signal, sys
+lock = open(sys.argv[1] + "/lock", "r+")
+fcntl.flock(lock, fcntl.LOCK_EX)
+print("held", flush=True)
+os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+@pytest.fixture
+def stopped_holder(tmp_path: Path) -> Iterator[Callable[[Path], None]]:
+    """Has a folder's lock be held by a process that is stopped."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def hold(folder: Path) -> None:
+        command = [sys.executable, "-c", HOLDER, str(folder)]
+        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        assert processes[-1].stdout is not None
+        assert processes[-1].stdout.readline() == "held\n"
+
+    yield hold
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_many_wait_once_for_a_process_that_is_stopped(
+    tmp_path: Path, stopped_holder: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    waits: list[float] = []
+    real = locked
+
+    @contextmanager
+    def counted(folder: str, *, wait: float) -> Iterator[int]:
+        waits.append(wait)
+        with real(folder, wait=wait) as lock:
+            yield lock
+
+    monkeypatch.setattr(quota_module, "_LOCK_WAIT", 0.5)
+    monkeypatch.setattr(quota_module, "locked", counted)
+    ShardCache(tmp_path, 64 * MIB)
+    stopped_holder(tmp_path)
+    waits.clear()
+    cache = ShardCache(tmp_path, 64 * MIB)
+    assert not waits, "what is there already needs no lock to be looked at"
+    threads = 64
+    all_there = threading.Barrier(threads)
+
+    def write(number: int) -> None:
+        all_there.wait()
+        cache.write(shard_of(number), 0, b"abc")
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(write, range(threads)))
+    assert waits == [0.5]
+    assert len(caplog.records) == 1
+    assert "another process does not let go of the folder's lock" in caplog.text
+    assert "60 seconds" in caplog.text
+    # The next tries wait for nobody, until the lock is had.
+    for _ in range(3):
+        monkeypatch.setattr(cache, "_paused_until", 0.0)
+        cache.write(shard_of(1), 0, b"abc")
+    assert waits[1:] == [0.0] * 3
+    assert len(caplog.records) == 1
+
+
+def test_a_loop_beside_a_process_that_is_stopped(tmp_path: Path, stopped_holder: Any) -> None:
+    data = pack_speech(tmp_path / "speech", 40, shard_samples=10, seconds=(0.05, 0.1))
+    expected = [batch.keys for batch in ShardLoader(data, batch_size=4)]
+    ShardCache(tmp_path / "cache")
+    stopped_holder(tmp_path / "cache")
+    store = SlowStore(LocalStore(data), 0.001, parallel=64)
+    loader = ShardLoader(store, batch_size=4, cache_dir=tmp_path / "cache")
+    assert [batch.keys for batch in loader] == expected
