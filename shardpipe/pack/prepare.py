@@ -107,7 +107,9 @@ def _audio(utterance: Utterance, target: str, sample_rate: int | None) -> tuple[
 def _segment(path: str, start: float, end: float | None) -> tuple[npt.NDArray[Any], int, str]:
     """Samples, their rate and the codec they came from."""
     store, name = _store_of(path)
-    size = store.stat(name).size
+    if not (size := store.stat(name).size):
+        # Or it is one of /proc, some of which let their reader wait for ever.
+        raise AudioError("the file is empty", fix="Leave it out of the list.")
     if "://" not in path:
         try:
             if found := read_segment(path, start, end):

@@ -47,13 +47,16 @@ _CODES = {
     "ThrottlingException",
     "TooManyRequests",
 }
-# Of botocore, aiohttp and urllib3, azure: connections that broke and answers that ended early or made no sense.
+# Of botocore, aiohttp and urllib3, azure, gcsfs: connections that broke; answers that ended early, made no sense or
+# came with another one's checksum.
 _NAMES = {
+    "ChecksumError",
     "ClientConnectionError",
     "ClientPayloadError",
     "ConnectionClosedError",
     "ConnectionError",
     "EndpointConnectionError",
+    "FlexibleChecksumError",
     "HTTPClientError",
     "IncompleteRead",
     "IncompleteReadError",

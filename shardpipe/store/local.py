@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from contextlib import suppress
@@ -12,6 +13,7 @@ from shardpipe.store.base import Stat, as_store_error, whole
 
 __all__ = ["LocalStore"]
 
+_NO_FILE = "it is a pipe, a socket or a device, and no file"
 _OPEN = 64  # files; opening and closing one takes as long as reading a sample of it
 
 
@@ -35,8 +37,7 @@ class LocalStore:
         path = os.path.join(self._root, name)  # noqa: PTH118 - a Path takes longer than what it names
         with as_store_error(path):
             found = os.stat(path)  # noqa: PTH116
-            if stat.S_ISDIR(found.st_mode):
-                raise IsADirectoryError("it is a folder")
+            _check_regular(found)
             return Stat(found.st_size, str(found.st_mtime_ns))
 
     def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
@@ -64,11 +65,26 @@ class LocalStore:
         return file
 
 
+def _check_regular(found: os.stat_result) -> None:
+    """Raises OSError for what has no bytes of its own, and may keep its reader waiting for ever."""
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError("it is a folder")
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(_NO_FILE)
+
+
 class _File:
     """A file that is open as long as anyone holds it: whoever reads it does, whatever the others do meanwhile."""
 
     def __init__(self, path: str) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # Opening a pipe would wait for who writes to it.
+        try:
+            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # a socket
+                raise OSError(_NO_FILE) from None
+            raise
+        _check_regular(os.fstat(self.descriptor))
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):

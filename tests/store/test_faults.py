@@ -59,6 +59,8 @@ def wrapped(error: Exception) -> Exception:
         botocore.exceptions.EndpointConnectionError(endpoint_url="u"),
         botocore.exceptions.ConnectionClosedError(endpoint_url="u"),
         botocore.exceptions.IncompleteReadError(actual_bytes=1, expected_bytes=2),
+        botocore.exceptions.FlexibleChecksumError(error_msg="Expected checksum a did not match calculated checksum b"),
+        botocore.exceptions.ChecksumError(checksum_type="crc32", expected_checksum="a", actual_checksum="b"),
         wrapped(ConnectionResetError(104, "reset")),
         wrapped(http_status(503)),
     ],

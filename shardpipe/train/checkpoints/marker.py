@@ -136,6 +136,8 @@ def looks_whole(path: Path) -> bool:
 
 def _read_marker(path: Path) -> _Marker:
     try:
+        if not (path / MARKER).is_file():
+            raise FileNotFoundError
         data = (path / MARKER).read_bytes()
         version = parsed(data, _Format).format
         if version != _FORMAT:
