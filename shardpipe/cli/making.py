@@ -58,6 +58,14 @@ def index(
     tars: Annotated[list[str], typer.Argument(metavar="TARS...", help="Paths or URLs, or quoted patterns of them.")],
     out: Out,
     jobs: Jobs = 1,
+    audio: Annotated[
+        str | None,
+        typer.Option(metavar="EXT", help="Which audio, where samples have several: clean.flac, say."),
+    ] = None,
+    text: Annotated[str | None, typer.Option(metavar="FIELD", help="Field of KEY.json that holds the text.")] = None,
+    skip_incomplete: Annotated[
+        bool, typer.Option("--skip-incomplete", help="Leave out samples without audio, and list them.")
+    ] = False,
     on_error: OnError = "fail",
     overwrite: Overwrite = False,
     staging: Staging = None,
@@ -68,7 +76,16 @@ def index(
 
     with progress("indexing") as report:
         made = index_tars(
-            tars, out, jobs=jobs, on_error=on_error, overwrite=overwrite, staging=staging, progress=report
+            tars,
+            out,
+            jobs=jobs,
+            audio=audio,
+            text=text,
+            skip_incomplete=skip_incomplete,
+            on_error=on_error,
+            overwrite=overwrite,
+            staging=staging,
+            progress=report,
         )
     _print_made(made, as_json, text=f"{made.without_text:,} samples without", ignored=f"{made.ignored:,} members")
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from shardpipe.dataset.index import SHARD_LIST, Index, stage_index
     from shardpipe.dataset.manifest import MANIFEST, ShardInfo, Totals
     from shardpipe.dataset.parts import SCHEMA, Row, rows_batch
-    from shardpipe.dataset.scan import Scan, extras_json, inspect
+    from shardpipe.dataset.scan import TORN, Members, Scan, extras_json, inspect
     from shardpipe.dataset.shard import END_BYTES, ShardReader, ShardWriter, sample_bytes
     from shardpipe.dataset.verifying import VerifyReport, verify
 else:
@@ -22,7 +22,7 @@ else:
         index=["SHARD_LIST", "Index", "stage_index"],
         manifest=["MANIFEST", "ShardInfo", "Totals"],
         parts=["SCHEMA", "Row", "rows_batch"],
-        scan=["Scan", "extras_json", "inspect"],
+        scan=["TORN", "Members", "Scan", "extras_json", "inspect"],
         shard=["END_BYTES", "ShardReader", "ShardWriter", "sample_bytes"],
         verifying=["VerifyReport", "verify"],
     )
@@ -32,7 +32,9 @@ __all__ = [
     "MANIFEST",
     "SCHEMA",
     "SHARD_LIST",
+    "TORN",
     "Index",
+    "Members",
     "Row",
     "Scan",
     "ShardInfo",

@@ -20,6 +20,7 @@ from shardpipe.dataset.lru import LoadingCache
 from shardpipe.dataset.manifest import (
     MANIFEST,
     PART_SHARDS,
+    Manifest,
     ShardInfo,
     Totals,
     fingerprint,
@@ -27,6 +28,7 @@ from shardpipe.dataset.manifest import (
     parse_manifest,
 )
 from shardpipe.dataset.parts import PartReader, check_rows, rows_batch, rows_checksum, write_part
+from shardpipe.dataset.scan import Members
 from shardpipe.errors import CorruptIndex
 from shardpipe.runtime import pool
 from shardpipe.store import Store, open_store, resolving, write_file, writing
@@ -43,16 +45,12 @@ _OPEN_PARTS = 64
 class Index:
     """A dataset's manifest, and its rows on demand. Safe to share between threads; pickles without its caches."""
 
-    def __init__(
-        self, store: Store, shards: tuple[ShardInfo, ...], totals: Totals, parts: tuple[str, ...], *, cache_bytes: int
-    ) -> None:
+    def __init__(self, store: Store, manifest: Manifest, *, cache_bytes: int) -> None:
         self.store = store
-        self.shards = shards
-        self.totals = totals
-        self._names = parts
-        self.counts = np.array([shard.samples for shard in shards], np.int64)
-        self.num_samples = totals.samples
-        self.fingerprint = fingerprint(shards)
+        self.shards, self.totals, self._names, self.members = manifest
+        self.counts = np.array([shard.samples for shard in self.shards], np.int64)
+        self.num_samples = self.totals.samples
+        self.fingerprint = fingerprint(self.shards)
         self._cache_bytes = cache_bytes
         self._start_caches()
 
@@ -64,9 +62,9 @@ class Index:
         plain ones; see `resolving`.
         """
         store = open_store(data)
-        shards, totals, parts = parse_manifest(store.read(MANIFEST), f"{store.url}/{MANIFEST}")
-        store = resolving(store, (shard.name for shard in shards), schemes)
-        return cls(store, shards, totals, parts, cache_bytes=cache_bytes)
+        manifest = parse_manifest(store.read(MANIFEST), f"{store.url}/{MANIFEST}")
+        store = resolving(store, (shard.name for shard in manifest.shards), schemes)
+        return cls(store, manifest, cache_bytes=cache_bytes)
 
     def rows(self, shard: int) -> pa.RecordBatch:
         """All columns of a shard's rows, checked against the manifest."""
@@ -144,11 +142,15 @@ class Index:
 
 
 def stage_index(
-    staging: Path, shards: Iterable[tuple[ShardInfo, pa.RecordBatch]], *, rejected: Sized = ()
+    staging: Path,
+    shards: Iterable[tuple[ShardInfo, pa.RecordBatch]],
+    *,
+    rejected: Sized = (),
+    members: Members | None = None,
 ) -> tuple[Totals, list[str]]:
     """Writes parts, shards.list and manifest of a dataset under `staging`; `shards` come in order, with their rows.
 
-    `rejected` holds what was left out, once the last of them has come.
+    `rejected` holds what was left out, once the last of them has come; `members` says as which the tars' were taken.
 
     Returns the totals and the names to publish, in that order: the manifest last. Raises StoreError.
     """
@@ -180,5 +182,5 @@ def stage_index(
         rejected=len(rejected),
     )
     write_file(staging / SHARD_LIST, "".join(f"{info.name}\n" for info in infos).encode())
-    write_file(staging / MANIFEST, format_manifest(infos, totals, parts))
+    write_file(staging / MANIFEST, format_manifest(infos, totals, parts, members or Members()))
     return totals, [*parts, SHARD_LIST, MANIFEST]

@@ -8,13 +8,14 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import pyarrow as pa
 
 from shardpipe.audio import SAMPLE_RATE_MAX
 from shardpipe.dataset.parts import rows_checksum
+from shardpipe.dataset.scan import Members
 from shardpipe.errors import CorruptIndex
 from shardpipe.store import Count, parsed
 
@@ -22,6 +23,7 @@ __all__ = [
     "FORMAT",
     "MANIFEST",
     "PART_SHARDS",
+    "Manifest",
     "ShardInfo",
     "Totals",
     "fingerprint",
@@ -34,6 +36,7 @@ FORMAT = 1
 PART_SHARDS = 512
 """Every part but the last covers so many shards."""
 
+_MEMBERS = Members()
 _MD5 = re.compile(r"[0-9a-f]{32}")
 
 
@@ -99,8 +102,19 @@ def fingerprint(shards: Iterable[ShardInfo]) -> str:
     return digest.hexdigest()
 
 
-def format_manifest(shards: list[ShardInfo], totals: Totals, parts: list[str]) -> bytes:
+class Manifest(NamedTuple):
+    """What a manifest says."""
+
+    shards: tuple[ShardInfo, ...]
+    totals: Totals
+    parts: tuple[str, ...]
+    members: Members
+    """As which the shards' members were taken when they were indexed."""
+
+
+def format_manifest(shards: list[ShardInfo], totals: Totals, parts: list[str], members: Members = _MEMBERS) -> bytes:
     """The manifest's bytes: the same dataset gives the same bytes anywhere."""
+    chosen = msgspec.to_builtins(members)
     fields = {
         "__kind__": "wids-shard-index-v1",
         "wids_version": 1,
@@ -115,6 +129,7 @@ def format_manifest(shards: list[ShardInfo], totals: Totals, parts: list[str]) -
             "sample_rates": {str(rate): samples for rate, samples in totals.sample_rates.items()},
             "rejected": totals.rejected,
             "parts": parts,
+            **({"members": chosen} if chosen else {}),
         },
         "shardlist": [
             {
@@ -154,6 +169,7 @@ class _Own(msgspec.Struct):
     sample_rates: dict[Annotated[int, msgspec.Meta(ge=1, le=SAMPLE_RATE_MAX)], Count]
     rejected: Count
     parts: list[str]
+    members: Members = _MEMBERS
 
 
 class _Manifest(msgspec.Struct):
@@ -169,8 +185,8 @@ class _OfAnyVersion(msgspec.Struct):
     shardpipe: _Version
 
 
-def parse_manifest(data: bytes, file: str) -> tuple[tuple[ShardInfo, ...], Totals, tuple[str, ...]]:
-    """The manifest's shards, totals and parts. Raises CorruptIndex."""
+def parse_manifest(data: bytes, file: str) -> Manifest:
+    """What a manifest's bytes say. Raises CorruptIndex."""
     again = "Make it again with `shardpipe index`, or pack the dataset again."
     try:
         version = parsed(data, _OfAnyVersion).shardpipe.format
@@ -220,4 +236,4 @@ def parse_manifest(data: bytes, file: str) -> tuple[tuple[ShardInfo, ...], Total
         sample_rates=own.sample_rates,
         rejected=own.rejected,
     )
-    return shards, totals, tuple(own.parts)
+    return Manifest(shards, totals, tuple(own.parts), own.members)

@@ -12,7 +12,7 @@ import pyarrow as pa
 from shardpipe.audio import AudioInfo
 from shardpipe.dataset.index import Index, ShardInfo
 from shardpipe.dataset.parts import Row
-from shardpipe.dataset.scan import Scan
+from shardpipe.dataset.scan import Members, Scan
 from shardpipe.dataset.shard import ShardReader
 from shardpipe.errors import ShardError, ShardpipeError
 from shardpipe.runtime import in_order
@@ -47,6 +47,7 @@ class _Task(NamedTuple):
     shard: ShardInfo
     number: int
     rows: pa.RecordBatch
+    members: Members
 
 
 class _Checked(NamedTuple):
@@ -96,7 +97,7 @@ def _tasks(index: Index, problems: list[ShardpipeError]) -> Iterator[list[_Task]
                     ShardError(f"this key is also in {first[key]}", shard=shard.name, key=key, fix="Pack it again.")
                 )
             first[key] = shard.name
-        yield [_Task(index.store, shard, number, rows)]
+        yield [_Task(index.store, shard, number, rows, index.members)]
 
 
 def _check(tasks: list[_Task]) -> list[_Checked]:
@@ -108,7 +109,7 @@ def _check(tasks: list[_Task]) -> list[_Checked]:
     try:
         reader = ShardReader(task.store, shard.name)
         size = reader.size
-        scan = Scan(reader, task.number, lambda _: _NOT_LOOKED_AT)
+        scan = Scan(reader, task.number, lambda _: _NOT_LOOKED_AT, task.members, lenient=True)
         for found in scan:
             key = found.key if isinstance(found, ShardError) else found.row.key
             if (row := rows.pop(key, None)) is None:

@@ -12,7 +12,18 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 from braceexpand import braceexpand
 
-from shardpipe.dataset import SHARD_LIST, Index, Scan, ShardInfo, ShardReader, inspect, rows_batch, stage_index
+from shardpipe.dataset import (
+    SHARD_LIST,
+    TORN,
+    Index,
+    Members,
+    Scan,
+    ShardInfo,
+    ShardReader,
+    inspect,
+    rows_batch,
+    stage_index,
+)
 from shardpipe.errors import ConfigError, ShardError, StoreError
 from shardpipe.pack.contents import REJECTED, Contents, unfinished
 from shardpipe.pack.destination import destination_at
@@ -51,12 +62,15 @@ class _Task(NamedTuple):
     number: int
     path: str
     name: str
+    members: Members
 
 
 class _Result(NamedTuple):
     info: ShardInfo
     rows: pa.RecordBatch
     faults: list[ShardError]
+    incomplete: frozenset[str]
+    """Keys of those that have no audio at all."""
 
 
 def index_tars(
@@ -64,13 +78,18 @@ def index_tars(
     out: str | os.PathLike[str],
     *,
     jobs: int = 1,
+    audio: str | None = None,
+    text: str | None = None,
+    skip_incomplete: bool = False,
     on_error: str = "fail",
     overwrite: bool = False,
     staging: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> IndexReport:
     """Writes the index of existing tars into the folder or to the URL `out`; the tars stay as they are and where they
-    are. For a URL it is made in a folder of its own in `staging`, as by `pack`.
+    are. For a URL it is made in a folder of its own in `staging`, as by `pack`. `audio` is the extension of the audio
+    where samples have several, `text` the field of KEY.json that holds the text, if KEY.txt does not. Samples without
+    audio are an error, or with `skip_incomplete` left out and listed.
 
     `patterns` are paths or URLs with wildcards or braces ("DIR/*.tar", "s3://bucket/{a,b}-{00..99}.tar"). The manifest
     names paths, and URLs under `out`, relative to `out`, so that both can be moved together; other URLs it names as
@@ -82,13 +101,22 @@ def index_tars(
         raise ConfigError("on_error", on_error, "it must be fail or skip")
     destination = destination_at(out, staging)
     paths = _expand([patterns] if isinstance(patterns, str) else patterns)
-    indexing = _Indexing(paths, destination.url, jobs=jobs, on_error=on_error, progress=progress)
+    members = Members(audio=None if audio is None else audio.lower().removeprefix("."), text=text)
+    indexing = _Indexing(
+        paths,
+        destination.url,
+        members,
+        jobs=jobs,
+        skip=on_error == "skip",
+        incomplete=skip_incomplete,
+        progress=progress,
+    )
     with Staging.open(destination) as folder:
         contents = Contents(destination)
         if folder.job is not None:
             raise unfinished(destination.url)
         contents.check_index_free(overwrite=overwrite)
-        totals, names = stage_index(folder.path, indexing.shards(), rejected=indexing.rejections)
+        totals, names = stage_index(folder.path, indexing.shards(), rejected=indexing.rejections, members=members)
         if not totals.samples:
             raise ShardError("no sample in any of the tars", shard=paths[0], fix="Check that these are the right tars.")
         if indexing.rejections:
@@ -115,11 +143,22 @@ def index_tars(
 class _Indexing:
     """The tars' shards and rows, and what was noticed of those that `shards` has given so far."""
 
-    def __init__(self, paths: list[str], out: str, *, jobs: int, on_error: str, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        paths: list[str],
+        out: str,
+        members: Members,
+        *,
+        jobs: int,
+        skip: bool,
+        incomplete: bool,
+        progress: Progress | None,
+    ) -> None:
         self._paths = paths
-        self._tasks = [[_Task(i, path, _name(path, out))] for i, path in enumerate(paths)]
+        self._tasks = [[_Task(i, path, _name(path, out), members)] for i, path in enumerate(paths)]
         self._jobs = jobs
-        self._skip = on_error == "skip"
+        self._skip = skip
+        self._skip_incomplete = incomplete
         self._progress = progress
         self.rejections: list[Rejection] = []
         self.without_text = 0
@@ -128,8 +167,9 @@ class _Indexing:
         keys: dict[str, int] = {}
         read = 0
         for number, result in enumerate(in_order(_index, self._tasks, jobs=self._jobs)):
-            if result.faults and not self._skip:
-                raise result.faults[0]
+            for fault in result.faults:
+                if not (self._skip or (self._skip_incomplete and fault.key in result.incomplete)):
+                    raise fault
             self.rejections.extend(_rejection(fault) for fault in result.faults)
             _check_keys(result, number, keys, self._paths)
             self.without_text += result.rows.column("text").to_pylist().count("")
@@ -169,13 +209,20 @@ def _name(path: str, out: str) -> str:
 def _index(tasks: list[_Task]) -> list[_Result]:
     (task,) = tasks
     reader = ShardReader(_store_of(task.path), task.path)
-    scan = Scan(reader, task.number, inspect)
+    scan = Scan(reader, task.number, inspect, task.members)
     found = list(scan)
     samples = [sample for sample in found if not isinstance(sample, ShardError)]
     rows = rows_batch([sample.row for sample in samples])
     ignored = scan.members - sum(sample.members for sample in samples)
     info = ShardInfo.of(rows, name=task.name, size=reader.size, md5=reader.md5, ignored=ignored)
-    return [_Result(info, rows, [sample for sample in found if isinstance(sample, ShardError)])]
+    faults = [sample for sample in found if isinstance(sample, ShardError)]
+    # What comes first of such a sample may be all but its audio, which is told to be missing until the rest comes.
+    told = [_torn(fault) if fault.key in scan.torn else fault for fault in faults]
+    return [_Result(info, rows, told, frozenset(scan.incomplete))]
+
+
+def _torn(fault: ShardError) -> ShardError:
+    return ShardError(TORN, shard=fault.shard, key=fault.key, offset=fault.offset, fix=fault.fix)
 
 
 def _store_of(path: str) -> Store:

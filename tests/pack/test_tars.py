@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from shardpipe.dataset import MANIFEST, Index, verify
+from shardpipe import ShardLoader
+from shardpipe.dataset import MANIFEST, Index, Scan, ShardInfo, ShardReader, inspect, rows_batch, stage_index, verify
 from shardpipe.errors import ConfigError, ShardError, StoreError
 from shardpipe.pack import PackOptions, index_tars, pack
+from shardpipe.store import LocalStore
 from tests.speech import make_flac, make_wav, write_list
 
 WAV, FLAC = make_wav(800), make_flac(1600, seed=1)
@@ -145,6 +147,118 @@ def test_a_sample_that_cannot_be_used(tmp_path: Path, what: str) -> None:
     (entry,) = map(json.loads, (tmp_path / "rejected.jsonl").read_text().splitlines())
     assert entry["key"] == "bad"
     assert entry["where"].startswith(f"{tmp_path / 'a.tar'}:")
+    assert verify(tmp_path).ok
+
+
+# --- Which member is what --------------------------------------------------------------------------------------------
+
+OPEN = [("k.wav", WAV), ("k.clean.flac", FLAC), ("k.txt", b"said")]
+
+
+def test_audio_of_two_kinds_and_one_text_is_left_open(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", *OPEN, ("m.wav", WAV), ("m.txt", b"more"))
+    with pytest.raises(ShardError, match=r"left open which.*k.wav, k.clean.flac, k.txt.*`--audio EXT`") as caught:
+        index_tars(str(tmp_path / "a.tar"), tmp_path)
+    assert caught.value.key == "k"
+    assert index_tars(str(tmp_path / "a.tar"), tmp_path / "skip", on_error="skip").rejected == 1
+    assert keys_of(tmp_path / "skip") == ["m"]
+    assert verify(tmp_path / "skip").ok
+
+
+@pytest.mark.parametrize(
+    ("members", "audio", "found"),
+    [
+        (OPEN, "wav", [("k", "wav", "said")]),
+        (OPEN, ".WAV", [("k", "wav", "said")]),
+        (OPEN, "clean.flac", [("k", "flac", "said")]),
+        ([("k.wav", WAV), ("k.clean.wav", FLAC), ("k.txt", b"said")], "wav", [("k", "wav", "said")]),
+        ([("k.wav", WAV), ("k.flac", FLAC), ("k.txt", b"said")], "flac", [("k", "flac", "said")]),
+        ([("k.audio", WAV), ("k.txt", b"said")], "audio", [("k", "wav", "said")]),
+        # Dotted keys, of which one has no text.
+        (
+            [("a.1.wav", WAV), ("a.1.txt", b"one"), ("a.2.wav", FLAC)],
+            "wav",
+            [("a.1", "wav", "one"), ("a.2", "flac", "")],
+        ),
+        ([("a.1.wav", WAV), ("a.1.txt", b"one"), ("a.2.wav", FLAC), ("a.2.txt", b"two")], "wav", None),
+    ],
+)
+def test_the_audio_is_said(
+    tmp_path: Path, members: list[Any], audio: str, found: list[tuple[str, str, str]] | None
+) -> None:
+    write_tar(tmp_path / "a.tar", *members)
+    if found is None:
+        found = [("a.1", "wav", "one"), ("a.2", "flac", "two")]
+        index_tars(str(tmp_path / "a.tar"), tmp_path / "by-itself")
+        assert keys_of(tmp_path / "by-itself") == [key for key, *_ in found]
+    else:
+        with pytest.raises(ShardError):
+            index_tars(str(tmp_path / "a.tar"), tmp_path)
+    report = index_tars(str(tmp_path / "a.tar"), tmp_path, audio=audio)
+    assert [(row["key"], row["codec"], row["text"]) for row in rows_of(tmp_path)] == found
+    assert report.ignored == len(members) - sum(1 + bool(text) for _, _, text in found)
+    assert verify(tmp_path).ok, "the choice is in the manifest"
+    assert [batch.texts for batch in ShardLoader(tmp_path, batch_size=9, shuffle=False)] == [
+        [text for *_, text in found]
+    ]
+
+
+def test_the_text_is_a_field(tmp_path: Path) -> None:
+    said = b'{"sentence": " hello ", "speaker": "s"}'
+    first = [("k.wav", WAV), ("k.json", said), ("k.txt", b"not this")]
+    write_tar(tmp_path / "a.tar", *first, ("m.wav", WAV), ("m.json", said))
+    index_tars(str(tmp_path / "a.tar"), tmp_path, text="sentence")
+    assert [(row["text"], row["extras"]) for row in rows_of(tmp_path)] == [
+        ("hello", '{"sentence":" hello ","speaker":"s"}')
+    ] * 2
+    assert verify(tmp_path).ok
+    for field, what in (("words", "it has none of that name"), ("n", "found int")):
+        write_tar(tmp_path / "b.tar", ("k.wav", WAV), ("k.json", b'{"n": 3}'))
+        with pytest.raises(ShardError, match=f"has no text in its field '{field}' .{what}"):
+            index_tars(str(tmp_path / "b.tar"), tmp_path / "b", text=field)
+    write_tar(tmp_path / "c.tar", ("k.wav", WAV), ("k.txt", b"said"))
+    with pytest.raises(ShardError, match="it has no .json for its text"):
+        index_tars(str(tmp_path / "c.tar"), tmp_path / "c", text="sentence")
+
+
+def test_what_has_no_audio_is_left_out_if_wanted(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", ("a.txt", b"a"), ("b.wav", WAV), ("b.txt", b"b"), ("c.json", b"{}"))
+    with pytest.raises(ShardError, match="no audio members"):
+        index_tars(str(tmp_path / "a.tar"), tmp_path)
+    report = index_tars(str(tmp_path / "a.tar"), tmp_path, skip_incomplete=True)
+    assert (report.samples, report.rejected) == (1, 2)
+    lines = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
+    assert [line["key"] for line in lines] == ["a", "c"]
+    assert verify(tmp_path).ok
+    write_tar(tmp_path / "b.tar", ("a.txt", b"a"), ("b.wav", b"no audio"))
+    with pytest.raises(ShardError, match="these are no WAV"):
+        index_tars(str(tmp_path / "b.tar"), tmp_path / "b", skip_incomplete=True)
+
+
+def test_audio_that_comes_later_is_not_called_missing(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", ("a.txt", b"a"), ("b.wav", WAV), ("a.wav", WAV))
+    for options in ({}, {"skip_incomplete": True}):
+        with pytest.raises(ShardError, match="'a'.*do not all lie next to each other") as caught:
+            index_tars(str(tmp_path / "a.tar"), tmp_path, **options)
+        assert "no audio" not in str(caught.value)
+
+
+def test_neither_rule_loses_what_is_not_next_to_its_like(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", ("a.wav", WAV), ("a.b.wav", WAV), ("a.txt", b"a"), ("a.b.txt", b"b"))
+    with pytest.raises(ShardError, match="'a'.*do not all lie next to each other"):
+        index_tars(str(tmp_path / "a.tar"), tmp_path)
+
+
+def test_what_version_0_1_indexed_is_still_verified(tmp_path: Path) -> None:
+    """Two samples, one without a text, of what is left open now."""
+    write_tar(tmp_path / "a.tar", OPEN[0], OPEN[2], OPEN[1])
+    with pytest.raises(ShardError, match="left open"):
+        index_tars(str(tmp_path / "a.tar"), tmp_path)
+    reader = ShardReader(LocalStore(tmp_path), "a.tar")
+    found = list(Scan(reader, 0, inspect, lenient=True))
+    rows = rows_batch([one.row for one in found if not isinstance(one, ShardError)])
+    assert rows.column("key").to_pylist() == ["k", "k.clean"]
+    stage_index(tmp_path, [(ShardInfo.of(rows, name="a.tar", size=reader.size, md5=reader.md5), rows)])
     assert verify(tmp_path).ok
 
 
