@@ -58,12 +58,15 @@ def _shown(value: object) -> str:
 
 
 class ListError(ShardpipeError):
-    """A list that cannot be read or is not a list; `line` counts from 1, None for the file as a whole."""
+    """A list that cannot be read or is not a list; `line` counts from 1, None for the file as a whole; `key` is that of
+    the line, if it has any.
+    """
 
-    def __init__(self, what: str, *, file: str, line: int | None = None, fix: str) -> None:
+    def __init__(self, what: str, *, file: str, line: int | None = None, key: str = "", fix: str) -> None:
         super().__init__(what, where=file if line is None else f"{file}:{line}", fix=fix)
         self.file = file
         self.line = line
+        self.key = key
 
 
 class AudioError(ShardpipeError):

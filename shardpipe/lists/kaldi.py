@@ -40,6 +40,7 @@ def kaldi_directory(folder: Path) -> Iterator[Entry]:
             text = _value(line, key, texts, "text")
             yield Utterance(key=key, audio=audio, text=text, start=start, end=end, extras=extras, where=line.where)
         except ListError as error:
+            error.key = key  # whichever file's line is at fault
             yield error
     for key, (line, _) in texts.items():
         if key not in utterances:
@@ -54,6 +55,7 @@ def _table(path: Path, faults: list[ListError]) -> _Table:
             text = line.text()
             # Only ASCII spaces part the fields: those of other scripts belong to the text.
             key = line.content.split(None, 1)[0].decode()
+            line = line._replace(key=key)
             if key in table:
                 raise line.error(f"{key!r} is already on line {table[key][0].number}", "Rename or remove one of them.")
             table[key] = (line, text[len(key) :].lstrip(" \t\v\f"))

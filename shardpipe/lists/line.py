@@ -38,11 +38,12 @@ Entry: TypeAlias = Utterance | ListError
 
 
 class Line(NamedTuple):
-    """A line of a list's file; `number` counts from 1."""
+    """A line of a list's file; `number` counts from 1, `key` is that of its utterance once it is known."""
 
     file: Path
     number: int
     content: bytes
+    key: str = ""
 
     def text(self) -> str:
         """Raises ListError."""
@@ -55,7 +56,7 @@ class Line(NamedTuple):
             ) from None
 
     def error(self, what: str, fix: str) -> ListError:
-        return ListError(what, file=str(self.file), line=self.number, fix=fix)
+        return ListError(what, file=str(self.file), line=self.number, key=self.key, fix=fix)
 
     @property
     def where(self) -> str:

@@ -58,8 +58,8 @@ def _checked(utterance: Utterance, seen: dict[str, str], fix_keys: bool) -> Entr
     file, _, line = utterance.where.rpartition(":")
     if fault := check_key(key):
         fix = "Rename it, or pass --fix-keys to have such characters mapped."
-        return ListError(f"the key {key!r} {fault}", file=file, line=int(line), fix=fix)
+        return ListError(f"the key {key!r} {fault}", file=file, line=int(line), key=key, fix=fix)
     if (earlier := seen.setdefault(key, utterance.where)) != utterance.where:
         fix = "Keys must differ: rename one of them, or remove it."
-        return ListError(f"the key {key!r} is already that of {earlier}", file=file, line=int(line), fix=fix)
+        return ListError(f"the key {key!r} is already that of {earlier}", file=file, line=int(line), key=key, fix=fix)
     return utterance if key == utterance.key else replace(utterance, key=key)

@@ -55,6 +55,8 @@ def _utterance(line: Line, folder: Path) -> Utterance:
         raise line.error(f"this is not JSON ({error})", _EXAMPLE) from None
     if not isinstance(fields, dict):
         raise line.error(f"this is JSON, but no object: {text[:40]!r}", _EXAMPLE)
+    if isinstance(fields.get("key"), str):
+        line = line._replace(key=fields["key"])
     key, wav, txt = (_string(line, fields, name) for name in ("key", "wav", "txt"))
     start, end = checked_span(line, fields.pop("start", None), fields.pop("end", None))
     if not wav or "\0" in wav:

@@ -146,7 +146,7 @@ def _read(
     rejections: list[Rejection] = []
 
     def reject(error: ListError) -> None:
-        rejections.append(Rejection(key="", where=error.where, reason=error.what))
+        rejections.append(Rejection(key=error.key, where=error.where, reason=error.what))
 
     skip = reject if options.on_error == "skip" else None
     utterances = list(read_list(source, fix_keys=options.fix_keys, on_reject=skip))

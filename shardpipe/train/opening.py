@@ -52,6 +52,7 @@ def _opened(config: TrainConfig, world: World, display: Display, stack: ExitStac
         raise ConfigError("valid", config.valid, rule, fix="Pack it with --sample-rate.")
     if start.checkpoint is not None and start.resumes:
         loader.load_state_dict(start.checkpoint.loader)
+    world.from_main(lambda: _check_texts(config, loader))
     tokenizer = world.from_main(lambda: _tokenizer(config, start, loader))
     learner = Learner(config, world, tokenizer, loader.sample_rate)
     progress = Progress()
@@ -139,6 +140,13 @@ def _tokenizer(config: TrainConfig, start: Start, loader: ShardLoader) -> CharTo
     if start.checkpoint is not None:
         return _tokenizer_of(start.checkpoint)
     return CharTokenizer.from_texts(loader.texts())
+
+
+def _check_texts(config: TrainConfig, loader: ShardLoader) -> None:
+    """Raises ConfigError where there is nothing to learn from. As a rule the first text tells that there is."""
+    if not any(text.strip() for text in loader.texts()):
+        fix = "Pack it from a list with texts; `shardpipe index --text FIELD` takes them from KEY.json."
+        raise ConfigError("data", config.data, "not one of its texts holds a character", fix=fix)
 
 
 def _tokenizer_of(checkpoint: Checkpoint) -> CharTokenizer:

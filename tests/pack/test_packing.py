@@ -315,6 +315,40 @@ def test_bad_lines_are_left_out_and_listed_too(tmp_path: Path) -> None:
         pack_list(data_list, tmp_path / "other")
 
 
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ('{"key": "k", "txt": ""}', "k"),
+        ('{"key": "k", "wav": 3, "txt": ""}', "k"),
+        ('{"key": "k", "wav": "x.wav"}', "k"),
+        ('{"key": "k", "wav": "x.wav", "txt": "", "start": 2, "end": 1}', "k"),
+        ('{"key": "a.b/c", "wav": "x.wav", "txt": ""}', "a.b/c"),
+        ('{"key": "utt00001", "wav": "x.wav", "txt": ""}', "utt00001"),
+        ('{"key": "k", "wav": "missing.wav", "txt": ""}', "k"),
+        ('{"key": 3, "wav": "x.wav", "txt": ""}', ""),
+        ('{"wav": "x.wav", "txt": ""}', ""),
+        ('{"key": "k", ', ""),
+        ("[]", ""),
+    ],
+)
+def test_what_is_rejected_keeps_its_key(tmp_path: Path, line: str, key: str) -> None:
+    data_list = write_list(tmp_path, 2)
+    data_list.write_text(f"{data_list.read_text()}{line}\n")
+    assert pack_list(data_list, tmp_path / "out", on_error="skip").rejected == 1
+    (listed,) = [json.loads(line) for line in (tmp_path / "out/rejected.jsonl").read_text().splitlines()]
+    assert listed["key"] == key
+
+
+def test_what_is_rejected_of_a_kaldi_directory_keeps_its_key(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(make_wav(8000))
+    (tmp_path / "wav.scp").write_text(f"rec1 {tmp_path}/a.wav\nrec2 cat x.wav |\n")
+    (tmp_path / "text").write_text("u1 yes\nu2 no\nu3 up\nu5 down\nu5 down\n")
+    (tmp_path / "segments").write_text("u1 rec1 0 0.3\nu2 rec2 0 1\nu3 rec9 0 1\nu4 rec1 0 0.2\n")
+    assert pack_list(tmp_path, tmp_path / "out", on_error="skip").samples == 1
+    listed = [json.loads(line) for line in (tmp_path / "out/rejected.jsonl").read_text().splitlines()]
+    assert sorted(line["key"] for line in listed) == ["u2", "u3", "u4", "u5", "u5"]
+
+
 def test_nothing_left_is_an_error(tmp_path: Path) -> None:
     data_list = write_entries(tmp_path / "data.list", [{"key": f"k{i}", "wav": "no.wav", "txt": ""} for i in range(3)])
     with pytest.raises(ListError, match="all 3 utterances were rejected, the first because .*no such file"):

@@ -16,10 +16,11 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from shardpipe.pack import pack
 from shardpipe.train.cli import main
 from shardpipe.train.config import TrainConfig
 from shardpipe.train.schedule import Amount, Schedule
-from tests.speech import pack_speech
+from tests.speech import pack_speech, write_list
 from tests.training import FLAGS, events, markers, one_thread, outcome
 
 SAMPLES = 40
@@ -307,6 +308,20 @@ def test_a_damaged_sample_ends_the_run_or_is_skipped_and_named(
     (skipped,) = events(tmp_path / "lenient", "unreadable")
     assert skipped["key"] == "utt00000"
     assert events(tmp_path / "lenient", "end")[0]["unreadable"] == 1
+
+
+@pytest.mark.parametrize("units", [False, True])
+def test_texts_without_a_character_are_refused(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], units: bool
+) -> None:
+    data_list = write_list(tmp_path / "speech", 6)
+    lines = [json.loads(line) | {"txt": " "} for line in data_list.read_text().splitlines()]
+    data_list.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    pack(data_list, tmp_path / "empty")
+    (tmp_path / "units.txt").write_text("<blank> 0\n<unk> 1\na 2\n")
+    more = ["--units", str(tmp_path / "units.txt")] if units else []
+    assert again(tmp_path / "empty", tmp_path / "run", *more) == 2
+    assert f"data is '{tmp_path}/empty', but not one of its texts holds a character" in capsys.readouterr().err
 
 
 def test_bf16_trains_too(done: Path, data: Path, tmp_path: Path) -> None:
