@@ -114,5 +114,5 @@ def write_list(
 def pack_speech(folder: str | Path, n: int, *, shard_samples: int = 16, **options: Any) -> Path:
     """Packs what `write_list` makes of `n` and `options`; returns the dataset's folder."""
     out = Path(folder) / "packed"
-    pack(write_list(folder, n, **options), out, options=PackOptions(shard_samples=shard_samples))
+    pack(write_list(folder, n, **options), out, options=PackOptions(shard_samples=shard_samples, relative=True))
     return out

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from shardpipe.cli.console import print_json, print_table, progress, size_text, time_text
-from shardpipe.cli.options import Jobs, Json, OnError, Out, Overwrite, Staging
+from shardpipe.cli.options import Jobs, Json, OnError, Out, Overwrite, Relative, Staging
 from shardpipe.settings import byte_size
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def pack(
     on_error: OnError = "fail",
     fix_keys: Annotated[bool, typer.Option("--fix-keys", help="Map characters that keys must not hold.")] = False,
     overwrite: Overwrite = False,
+    relative: Relative = False,
     staging: Staging = None,
     as_json: Json = False,
 ) -> None:
@@ -46,6 +47,7 @@ def pack(
         shuffle_seed=shuffle_seed,
         on_error=on_error,
         overwrite=overwrite,
+        relative=relative,
         fix_keys=fix_keys,
     )
     with progress("packing") as report:
@@ -68,6 +70,7 @@ def index(
     ] = False,
     on_error: OnError = "fail",
     overwrite: Overwrite = False,
+    relative: Relative = False,
     staging: Staging = None,
     as_json: Json = False,
 ) -> None:
@@ -82,6 +85,7 @@ def index(
             audio=audio,
             text=text,
             skip_incomplete=skip_incomplete,
+            relative=relative,
             on_error=on_error,
             overwrite=overwrite,
             staging=staging,

@@ -14,7 +14,19 @@ from shardpipe.order import DEFAULT_WINDOW, Batching
 if TYPE_CHECKING:
     from shardpipe.loading import BatchSequence
 
-__all__ = ["Data", "Jobs", "Json", "OnError", "Out", "Overwrite", "Schemes", "Staging", "WorldSize", "planned"]
+__all__ = [
+    "Data",
+    "Jobs",
+    "Json",
+    "OnError",
+    "Out",
+    "Overwrite",
+    "Relative",
+    "Schemes",
+    "Staging",
+    "WorldSize",
+    "planned",
+]
 
 Data = Annotated[str, typer.Argument(metavar="DIR", help="A dataset's folder or URL.")]
 Out = Annotated[str, typer.Option("-o", "--out", metavar="DIR", help="Folder or URL of the new dataset or index.")]
@@ -32,6 +44,10 @@ OnError = Annotated[
     Literal["fail", "skip"], typer.Option(help="What a bad sample does: end it, or be left out and listed.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the dataset that DIR holds.")]
+Relative = Annotated[
+    bool,
+    typer.Option("--relative", help="Name the shards in shards.list relative to DIR, for it is to be moved."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print what a program would read.")]
 Schemes = Annotated[
     list[str] | None,

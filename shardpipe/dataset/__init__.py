@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from shardpipe.runtime import lazily
 
 if TYPE_CHECKING:
-    from shardpipe.dataset.index import SHARD_LIST, Index, stage_index
+    from shardpipe.dataset.index import Index, stage_index
+    from shardpipe.dataset.listing import SHARD_LIST, is_list_of
     from shardpipe.dataset.manifest import MANIFEST, ShardInfo, Totals
     from shardpipe.dataset.parts import SCHEMA, Row, rows_batch
     from shardpipe.dataset.scan import TORN, Members, Scan, extras_json, inspect
@@ -19,7 +20,8 @@ else:
     # Nearly all of it needs pyarrow.
     __getattr__, __dir__ = lazily(
         __name__,
-        index=["SHARD_LIST", "Index", "stage_index"],
+        index=["Index", "stage_index"],
+        listing=["SHARD_LIST", "is_list_of"],
         manifest=["MANIFEST", "ShardInfo", "Totals"],
         parts=["SCHEMA", "Row", "rows_batch"],
         scan=["TORN", "Members", "Scan", "extras_json", "inspect"],
@@ -44,6 +46,7 @@ __all__ = [
     "VerifyReport",
     "extras_json",
     "inspect",
+    "is_list_of",
     "rows_batch",
     "sample_bytes",
     "stage_index",

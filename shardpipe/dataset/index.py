@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from shardpipe.dataset.listing import SHARD_LIST, shard_lines
 from shardpipe.dataset.lru import LoadingCache
 from shardpipe.dataset.manifest import (
     MANIFEST,
@@ -34,8 +35,6 @@ from shardpipe.runtime import pool
 from shardpipe.store import Store, open_store, resolving, write_file, writing
 
 __all__ = ["MANIFEST", "SHARD_LIST", "Index", "ShardInfo", "Totals", "stage_index"]
-
-SHARD_LIST = "shards.list"
 
 # A parsed footer of 512 row groups takes about 6 MB, and one that is parsed again and again leaves the heap in holes:
 # walking through 20,000 shards with room for too few, a process grows without end.
@@ -145,12 +144,15 @@ def stage_index(
     staging: Path,
     shards: Iterable[tuple[ShardInfo, pa.RecordBatch]],
     *,
+    place: str | None = None,
     rejected: Sized = (),
     members: Members | None = None,
 ) -> tuple[Totals, list[str]]:
     """Writes parts, shards.list and manifest of a dataset under `staging`; `shards` come in order, with their rows.
 
-    `rejected` holds what was left out, once the last of them has come; `members` says as which the tars' were taken.
+    `place` is the path or URL where the dataset will lie, for shards.list to name the shards by; without it they have
+    the manifest's names there. `rejected` holds what was left out, once the last shard has come; `members` says as
+    which the tars' members were taken.
 
     Returns the totals and the names to publish, in that order: the manifest last. Raises StoreError.
     """
@@ -181,6 +183,7 @@ def stage_index(
         sample_rates=dict(sorted(rates.items())),
         rejected=len(rejected),
     )
-    write_file(staging / SHARD_LIST, "".join(f"{info.name}\n" for info in infos).encode())
+    lines = shard_lines([info.name for info in infos], place)
+    write_file(staging / SHARD_LIST, "".join(f"{line}\n" for line in lines).encode())
     write_file(staging / MANIFEST, format_manifest(infos, totals, parts, members or Members()))
     return totals, [*parts, SHARD_LIST, MANIFEST]

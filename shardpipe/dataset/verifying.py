@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from shardpipe.audio import AudioInfo
 from shardpipe.dataset.index import Index, ShardInfo
+from shardpipe.dataset.listing import check_list
 from shardpipe.dataset.parts import Row
 from shardpipe.dataset.scan import Members, Scan
 from shardpipe.dataset.shard import ShardReader
@@ -64,13 +65,14 @@ def verify(
     progress: Callable[[int, int, int], None] | None = None,
 ) -> VerifyReport:
     """Checks every row against the manifest, that no key comes twice, and every shard against its rows and manifest
-    entry: size, MD5, headers, and each sample's place, text, extra fields and audio (CRC-32).
+    entry: size, MD5, headers, and each sample's place, text, extra fields and audio (CRC-32); and shards.list.
 
     All problems are collected; only a manifest that cannot be read raises (CorruptIndex, StoreError). `progress` is
     called with (shards done, shards in all, bytes read).
     """
     index = Index.load(open_store(data), schemes=schemes)
-    problems: list[ShardpipeError] = []
+    wrong_list = check_list(index.store, [shard.name for shard in index.shards])
+    problems: list[ShardpipeError] = [wrong_list] if wrong_list else []
     samples = size = 0
     for done, checked in enumerate(in_order(_check, _tasks(index, problems), jobs=jobs), 1):
         samples += checked.samples

@@ -57,6 +57,8 @@ class PackOptions:
     on_error: str = "fail"
     """fail: the first bad utterance ends packing; skip: it is left out and listed in rejected.jsonl."""
     overwrite: bool = False
+    relative: bool = False
+    """shards.list names the shards relative to its folder, for a dataset that is to be moved; else where they lie."""
     fix_keys: bool = False
     """Maps characters that a key must not hold, instead of refusing them."""
 
@@ -132,7 +134,8 @@ def pack(
         shards = _grow(destination, utterances, options, progress)
         if not shards.count:
             raise _nothing_left([*rejections, *shards.rejections()])
-        names = _stage_index(folder.path, shards, rejections, digest)
+        place = None if options.relative else destination.url
+        names = _stage_index(folder.path, shards, rejections, digest, place)
         folder.publish(names, stale=contents.index | contents.shards)
         return _report(destination, kept=shards.kept)
 
@@ -181,7 +184,9 @@ def _nothing_left(rejections: Sequence[Rejection]) -> ListError:
 def _digest(utterances: Sequence[Utterance], options: PackOptions) -> str:
     """Of all that decides which bytes a pack writes, except the audio itself."""
     job = [_JOB_VERSION, options.shard_size, options.shard_samples, options.format, options.sample_rate]
-    digest = hashlib.sha256(json.dumps([*job, options.shuffle_seed]).encode())
+    # What came later is named, and only where it is asked for: packs begun before it go on.
+    later = ["relative"] if options.relative else []
+    digest = hashlib.sha256(json.dumps([*job, options.shuffle_seed, *later]).encode())
     for u in utterances:
         digest.update(json.dumps([u.key, u.audio, u.text, u.start, u.end, u.extras], sort_keys=True).encode())
     return digest.hexdigest()
@@ -233,10 +238,12 @@ def _chunks(utterances: Sequence[Utterance]) -> Iterator[list[Utterance]]:
     yield chunk
 
 
-def _stage_index(folder: Path, shards: GrowingShards, of_list: list[Rejection], digest: str) -> list[str]:
+def _stage_index(
+    folder: Path, shards: GrowingShards, of_list: list[Rejection], digest: str, place: str | None
+) -> list[str]:
     """Writes all that is not a shard; returns the names to publish, in that order."""
     rejections = [*of_list, *shards.rejections()]
-    _, index = stage_index(folder, shards.shards(), rejected=rejections)
+    _, index = stage_index(folder, shards.shards(), place=place, rejected=rejections)
     write_file(folder / JOB, json.dumps({"digest": digest, "shards": shards.count}).encode())
     names = [*(shard_name(number) for number in range(shards.count)), JOB]
     if rejections:

@@ -21,12 +21,13 @@ from shardpipe.dataset import (
     ShardInfo,
     ShardReader,
     inspect,
+    is_list_of,
     rows_batch,
     stage_index,
 )
-from shardpipe.errors import ConfigError, ShardError, StoreError
+from shardpipe.errors import ConfigError, ShardError, ShardpipeError, StoreError
 from shardpipe.pack.contents import REJECTED, Contents, unfinished
-from shardpipe.pack.destination import destination_at
+from shardpipe.pack.destination import Destination, destination_at
 from shardpipe.pack.growing import Rejection
 from shardpipe.pack.packing import Progress
 from shardpipe.pack.staging import Staging
@@ -81,6 +82,7 @@ def index_tars(
     audio: str | None = None,
     text: str | None = None,
     skip_incomplete: bool = False,
+    relative: bool = False,
     on_error: str = "fail",
     overwrite: bool = False,
     staging: str | os.PathLike[str] | None = None,
@@ -89,7 +91,8 @@ def index_tars(
     """Writes the index of existing tars into the folder or to the URL `out`; the tars stay as they are and where they
     are. For a URL it is made in a folder of its own in `staging`, as by `pack`. `audio` is the extension of the audio
     where samples have several, `text` the field of KEY.json that holds the text, if KEY.txt does not. Samples without
-    audio are an error, or with `skip_incomplete` left out and listed.
+    audio are an error, or with `skip_incomplete` left out and listed. shards.list names the tars where they lie, with
+    `relative` as the manifest does.
 
     `patterns` are paths or URLs with wildcards or braces ("DIR/*.tar", "s3://bucket/{a,b}-{00..99}.tar"). The manifest
     names paths, and URLs under `out`, relative to `out`, so that both can be moved together; other URLs it names as
@@ -116,14 +119,16 @@ def index_tars(
         if folder.job is not None:
             raise unfinished(destination.url)
         contents.check_index_free(overwrite=overwrite)
-        totals, names = stage_index(folder.path, indexing.shards(), rejected=indexing.rejections, members=members)
+        place = None if relative else destination.url
+        rejected = indexing.rejections
+        totals, names = stage_index(folder.path, indexing.shards(), place=place, rejected=rejected, members=members)
         if not totals.samples:
             raise ShardError("no sample in any of the tars", shard=paths[0], fix="Check that these are the right tars.")
         if indexing.rejections:
             lines = [json.dumps(asdict(rejection), ensure_ascii=False) + "\n" for rejection in indexing.rejections]
             write_file(folder.path / REJECTED, "".join(lines).encode())
             names.insert(0, REJECTED)
-        if SHARD_LIST in contents.index:
+        if SHARD_LIST in contents.index and not _is_ours(destination):
             names.remove(SHARD_LIST)  # WeNet's users have one of their own
         folder.publish(names, stale=contents.index - {SHARD_LIST})
     index = Index.load(destination.store, schemes=map(scheme_of, paths))
@@ -138,6 +143,15 @@ def index_tars(
         rejected=totals.rejected,
         fingerprint=index.fingerprint,
     )
+
+
+def _is_ours(destination: Destination) -> bool:
+    """Whether the list of shards that lies there is that of the dataset there."""
+    try:
+        names = [shard.name for shard in Index.load(destination.store).shards]
+        return is_list_of(destination.store, names)
+    except ShardpipeError:
+        return False
 
 
 class _Indexing:

@@ -24,7 +24,7 @@ from tests.speech import make_wav, write_list
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
-    pack(write_list(folder, 12), folder / "out", options=PackOptions(shard_samples=5))
+    pack(write_list(folder, 12), folder / "out", options=PackOptions(shard_samples=5, relative=True))
     return folder / "out"
 
 

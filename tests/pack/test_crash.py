@@ -89,7 +89,7 @@ import sys
 from shardpipe.pack import PackOptions, pack
 
 if __name__ == "__main__":
-    options = PackOptions(shard_samples=4, jobs=int(sys.argv[3]), format="flac")
+    options = PackOptions(shard_samples=4, jobs=int(sys.argv[3]), format="flac", relative=True)
     pack(sys.argv[1], sys.argv[2], options=options, progress=lambda done, *rest: print(done, flush=True))
 """
 

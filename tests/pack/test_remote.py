@@ -201,7 +201,7 @@ def test_ctrl_c_does_not_wait_for_a_server_that_hangs(
                 time.sleep(0.01)
             raise KeyboardInterrupt
 
-    options = PackOptions(shard_samples=6, on_error="skip")
+    options = PackOptions(shard_samples=6, on_error="skip", relative=True)
     with pytest.raises(KeyboardInterrupt):
         pack(speech, url, options=options, staging=tmp_path, progress=interrupt)
     assert faults.faults["stall"] == 1, "no further attempt"

@@ -90,7 +90,7 @@ from shardpipe.pack import PackOptions, index_tars, pack
 if __name__ == "__main__":
     pack(
         *sys.argv[1:3],
-        options=PackOptions(shard_samples=2, format="flac"),
+        options=PackOptions(shard_samples=2, format="flac", relative=True),
         staging=sys.argv[3],
         progress=lambda done, *rest: print(done, flush=True),
     )
@@ -99,7 +99,7 @@ if __name__ == "__main__":
 
 def test_killed_at_random_moments(tmp_path: Path, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data_list = write_list(tmp_path / "speech", 40, seconds=(1, 2))
-    pack(data_list, tmp_path / "whole", options=PackOptions(shard_samples=2, format="flac"))
+    pack(data_list, tmp_path / "whole", options=PackOptions(shard_samples=2, format="flac", relative=True))
     (tmp_path / "program.py").write_text(PROGRAM)
     url, staging = use_bucket(s3_endpoint, monkeypatch), tmp_path / "staging"
     uploads = counts_uploads(url)
@@ -117,7 +117,7 @@ def test_killed_at_random_moments(tmp_path: Path, s3_endpoint: str, monkeypatch:
             kills += process.wait() == -signal.SIGKILL
         after = uploads()
         assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
-    pack(data_list, url, options=PackOptions(shard_samples=2, format="flac"), staging=staging)
+    pack(data_list, url, options=PackOptions(shard_samples=2, format="flac", relative=True), staging=staging)
     assert objects(url) == tree(tmp_path / "whole")
     assert kills >= 3
 

@@ -300,7 +300,7 @@ def test_patterns_and_their_order(tmp_path: Path) -> None:
 
 def test_tars_and_index_can_be_moved_together(tmp_path: Path) -> None:
     write_tar(tmp_path / "set/tars/a.tar", ("a.wav", WAV))
-    index_tars(f"{tmp_path}/set/tars/*.tar", tmp_path / "set" / "index")
+    index_tars(f"{tmp_path}/set/tars/*.tar", tmp_path / "set" / "index", relative=True)
     (tmp_path / "set").rename(tmp_path / "elsewhere")
     assert verify(tmp_path / "elsewhere/index").ok
 
