@@ -4,7 +4,7 @@ Their annotations are read as objects, as in `options`.
 """
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,9 +13,17 @@ from shardpipe.cli.options import Json, WorldSize, planned
 from shardpipe.order import COUNT_MAX
 
 if TYPE_CHECKING:
-    from shardpipe.loading import BatchSequence
+    from shardpipe.loading import BatchSequence, Turn
 
 __all__ = ["at", "plan", "where"]
+
+
+Steps = Annotated[
+    bool,
+    typer.Option(
+        "--steps", help="Tell the step of the epoch, too, and which rank takes it: plans the epoch up to there."
+    ),
+]
 
 
 @planned
@@ -23,22 +31,22 @@ def at(
     sequence: "BatchSequence",
     consumed: Annotated[int, typer.Option(metavar="N", help="Samples consumed so far.", min=0, max=COUNT_MAX - 1)],
     world_size: WorldSize = 1,
+    steps: Steps = False,
     as_json: Json = False,
 ) -> None:
-    """What a run was given at a count of consumed samples: epoch, step and keys."""
+    """What a run was given at a count of consumed samples: epoch, super-window, batch and keys."""
     from shardpipe.loading import given_at
 
-    given = given_at(sequence, consumed, world_size=world_size)
+    turn = given_at(sequence, consumed, world_size=world_size)
+    told = _told(sequence, turn, world_size, steps)
     if as_json:
-        print_json(asdict(given))
+        print_json(told)
         return
-    rows = {
-        "epoch": f"{given.epoch}",
-        "step": f"{given.step}, which took the count from {given.consumed_before:,} to {given.consumed_after:,}",
-    }
-    print_table(
-        sequence.index.store.url, rows | {f"rank {rank}": " ".join(keys) for rank, keys in enumerate(given.keys)}
-    )
+    rows = {"epoch": f"{turn.epoch}", "batch": _place_text(told, world_size), "keys": " ".join(turn.keys)}
+    if step := told.get("step"):
+        rows["step"] = _step_text(step)
+        rows |= {f"rank {rank}": " ".join(keys) for rank, keys in enumerate(step["keys"])}
+    print_table(sequence.index.store.url, rows)
 
 
 @planned
@@ -47,21 +55,48 @@ def where(
     key: Annotated[str, typer.Argument(metavar="KEY", help="A sample's key.")],
     epochs: Annotated[int, typer.Option(help="How many epochs to look at.", min=1)] = 3,
     world_size: WorldSize = 1,
+    steps: Steps = False,
     as_json: Json = False,
 ) -> None:
-    """At which epoch, position, count and step a sample comes."""
+    """At which epoch, position, count and batch a sample comes."""
     from shardpipe.loading import visits
 
-    found = visits(sequence, key, epochs=epochs, world_size=world_size)
+    found = [
+        asdict(visit) | {"turn": visit.turn and _told(sequence, visit.turn, world_size, steps)}
+        for visit in visits(sequence, key, epochs=epochs, world_size=world_size)
+    ]
     if as_json:
-        print_json([asdict(visit) for visit in found])
+        print_json(found)
         return
     rows = {}
     for visit in found:
-        comes = f"step {visit.step}, rank {visit.rank}, counts {visit.consumed_before} to {visit.consumed_after}"
-        comes = "left out for its length" if visit.step is None else comes
-        rows[f"epoch {visit.epoch}"] = f"position {visit.position}, {comes}"
+        comes = "left out for its length"
+        if turn := visit["turn"]:
+            comes = _place_text(turn, world_size) + (f", {_step_text(turn['step'])}" if "step" in turn else "")
+        rows[f"epoch {visit['epoch']}"] = f"position {visit['position']:,}: {comes}"
     print_table(key, rows)
+
+
+def _told(sequence: "BatchSequence", turn: "Turn", world_size: int, steps: bool) -> dict[str, Any]:
+    """A batch's turn, as --json prints it; with its step, and so its rank, if that is asked for."""
+    from shardpipe.loading import step_of
+
+    if not steps:
+        return asdict(turn)
+    step = asdict(step_of(sequence, turn, world_size=world_size))
+    return asdict(turn) | {"rank": step.pop("rank"), "step": step}
+
+
+def _place_text(turn: dict[str, Any], world_size: int) -> str:
+    rank = "rank only by --steps" if turn["rank"] is None else f"rank {turn['rank']} of {world_size}"
+    return (
+        f"number {turn['batch']:,} of super-window {turn['super_window']:,}, lane {turn['lane']}, {rank}, "
+        f"counts {turn['consumed_before']:,} to {turn['consumed_after']:,}"
+    )
+
+
+def _step_text(step: dict[str, Any]) -> str:
+    return f"step {step['number']:,}, counts {step['consumed_before']:,} to {step['consumed_after']:,}"
 
 
 @planned

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from shardpipe.dataset.listing import SHARD_LIST, shard_lines
 from shardpipe.dataset.lru import LoadingCache
@@ -31,7 +32,7 @@ from shardpipe.dataset.manifest import (
 from shardpipe.dataset.parts import PartReader, check_rows, rows_batch, rows_checksum, write_part
 from shardpipe.dataset.scan import Members
 from shardpipe.errors import CorruptIndex
-from shardpipe.runtime import pool
+from shardpipe.runtime import cores, pool
 from shardpipe.store import Store, open_store, resolving, write_file, writing
 
 __all__ = ["MANIFEST", "SHARD_LIST", "Index", "ShardInfo", "Totals", "stage_index"]
@@ -39,6 +40,7 @@ __all__ = ["MANIFEST", "SHARD_LIST", "Index", "ShardInfo", "Totals", "stage_inde
 # A parsed footer of 512 row groups takes about 6 MB, and one that is parsed again and again leaves the heap in holes:
 # walking through 20,000 shards with room for too few, a process grows without end.
 _OPEN_PARTS = 64
+_SEARCHED_AT_ONCE = 256
 
 
 class Index:
@@ -76,6 +78,25 @@ class Index:
 
         rows: pa.RecordBatch = self._cache.get((shard, "rows"), load, lambda rows: rows.nbytes)
         return rows
+
+    def find(self, key: str) -> tuple[int, int] | None:
+        """(shard, index in the shard) of the first sample that has the key; None if none has.
+
+        The keys are in no order, so their column is read shard after shard; the rows of the one found are checked.
+        """
+
+        def place_in(shard: int) -> int:
+            place: int = pc.index(self._read(shard, ["key"]).column("key"), key).as_py()
+            return place
+
+        with pool(max(self.store.parallel, cores()), "shardpipe") as threads:
+            shards = iter(range(len(self.shards)))
+            while some := list(islice(shards, _SEARCHED_AT_ONCE)):
+                for shard, place in zip(some, threads.map(place_in, some)):
+                    if place >= 0:
+                        self.rows(shard)
+                        return shard, place
+        return None
 
     def seconds(self, shard: int) -> np.ndarray:
         """Length of each of a shard's samples in seconds, float64 [samples]; reads those two columns only."""

@@ -9,6 +9,7 @@ by threads or processes ahead of the loop; and answers about a run that need no 
     pipeline    plan, read and make ahead, within bounds, in threads; workers: in processes
     batch       payloads -> samples -> a padded batch, in memory from buffers, on a device
     loader      ShardLoader: all of it as one `for`
+    explain     what a run was or will be given, what its plan costs: from sequence alone
 """
 
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from shardpipe.runtime import lazily
 
 if TYPE_CHECKING:
     from shardpipe.loading.batch import Batch, Sample
-    from shardpipe.loading.explain import given_at, plan_cost, visits
+    from shardpipe.loading.explain import Turn, given_at, plan_cost, step_of, visits
     from shardpipe.loading.loader import ShardLoader
     from shardpipe.loading.sequence import BatchSequence
 else:
@@ -25,9 +26,9 @@ else:
     __getattr__, __dir__ = lazily(
         __name__,
         batch=["Batch", "Sample"],
-        explain=["given_at", "plan_cost", "visits"],
+        explain=["Turn", "given_at", "plan_cost", "step_of", "visits"],
         loader=["ShardLoader"],
         sequence=["BatchSequence"],
     )
 
-__all__ = ["Batch", "BatchSequence", "Sample", "ShardLoader", "given_at", "plan_cost", "visits"]
+__all__ = ["Batch", "BatchSequence", "Sample", "ShardLoader", "Turn", "given_at", "plan_cost", "step_of", "visits"]

@@ -2,43 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
-import pyarrow.compute as pc
 
 from shardpipe.errors import ConfigError
 from shardpipe.loading.sequence import BatchSequence
-from shardpipe.order import Step
+from shardpipe.order import PlannedBatch
 
-__all__ = ["Cost", "Given", "Visit", "given_at", "plan_cost", "visits"]
+__all__ = ["Cost", "InStep", "Turn", "Visit", "given_at", "plan_cost", "step_of", "visits"]
 
 _STEPS_AT_ONCE = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
-    """A step of a run: the keys every rank was given, and the counts before and after it."""
+class Turn:
+    """A batch of a run: number `batch` of those that begin in a super-window, from 0 on; its lane; the counts between
+    which it is consumed, samples that are left out on the way among them; and the rank that takes it, which is None
+    where the whole epoch's plan decides (`step_of`).
+    """
 
     epoch: int
-    step: int
+    super_window: int
+    batch: int
+    lane: int
+    rank: int | None
     consumed_before: int
     consumed_after: int
-    keys: list[list[str]]
+    keys: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Visit:
-    """When a sample comes in an epoch; step, rank and counts are None if its length leaves it out."""
+    """When a sample comes in an epoch: at which position of the order, and in which batch. None: it is left out for its
+    length.
+    """
 
     epoch: int
     position: int
-    step: int | None
-    rank: int | None
-    consumed_before: int | None
-    consumed_after: int | None
+    turn: Turn | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class InStep:
+    """The step of an epoch to which a batch belongs, from 0 on; the rank that takes the batch; the counts before and
+    after the step, and the keys that each rank is given in it.
+    """
+
+    number: int
+    rank: int
+    consumed_before: int
+    consumed_after: int
+    keys: list[list[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,42 +74,45 @@ class Cost:
     """Distinct shards that a rank reads from, on average; shards / world_size would be ideal."""
 
 
-def given_at(sequence: BatchSequence, consumed: int, *, world_size: int = 1) -> Given:
-    """The step during which a run of `world_size` ranks, begun at the epoch's start, consumed sample number `consumed`
-    (the first is number 0).
+def given_at(sequence: BatchSequence, consumed: int, *, world_size: int = 1) -> Turn:
+    """The batch with which a run of `world_size` ranks consumes sample number `consumed` (the first is number 0).
+
+    It takes the plan of one super-window, and of those beside it only where samples are left out for their length.
+    Raises ConfigError if all of the epoch's are.
     """
-    epoch = consumed // sequence.num_samples
-    for number, before, step in _numbered(sequence, epoch, world_size):
-        if consumed < step.count:
-            keys = [sequence.keys(epoch, positions) for positions in step.batches]
-            return Given(epoch=epoch, step=number, consumed_before=before, consumed_after=step.count, keys=keys)
-    raise ConfigError("consumed", consumed, f"the samples left of epoch {epoch} are all excluded by their length")
+    epoch, count = divmod(consumed, sequence.num_samples)
+    turn = _turn(sequence, epoch, sequence.plan.window_of(count), lambda batch: batch.count > count, world_size)
+    if turn is None:
+        raise ConfigError("consumed", consumed, f"the samples of epoch {epoch} are all left out for their length")
+    return turn
 
 
 def visits(sequence: BatchSequence, key: str, *, epochs: int, world_size: int = 1) -> list[Visit]:
-    """When the sample comes in each of the first `epochs` epochs. Raises ConfigError for a key that is not there."""
-    shard, place = _find(sequence, key)
-    found = []
-    for epoch in range(epochs):
-        position = int(sequence.order.position_of(shard, place, epoch))
-        hit: tuple[int | None, ...] = (None, None, None, None)
-        for number, before, step in _numbered(sequence, epoch, world_size):
-            rank = next((r for r, positions in enumerate(step.batches) if position in positions), None)
-            if rank is not None:
-                hit = (number, rank, before, step.count)
-                break
-        step_number, at_rank, before_step, after_step = hit
-        found.append(
-            Visit(
-                epoch=epoch,
-                position=position,
-                step=step_number,
-                rank=at_rank,
-                consumed_before=before_step,
-                consumed_after=after_step,
+    """When the sample comes in each of the first `epochs` epochs, each found as by `given_at`, once the key is looked
+    up in the index. Raises ConfigError for a key that is not there.
+    """
+    found = sequence.index.find(key)
+    if found is None:
+        raise ConfigError("KEY", key, f"no sample of {sequence.index.store.url} has it")
+    return [_visit(sequence, epoch, found, world_size) for epoch in range(epochs)]
+
+
+def step_of(sequence: BatchSequence, turn: Turn, *, world_size: int = 1) -> InStep:
+    """The step of a run of `world_size` ranks that the batch belongs to: plans the epoch up to there."""
+    base = before = turn.epoch * sequence.num_samples
+    batches = sequence.plan.batches(turn.epoch, 0)
+    for number, step in enumerate(iter(lambda: list(islice(batches, world_size)), [])):
+        counts = [base + batch.count for batch in step]
+        if turn.consumed_after in counts:
+            return InStep(
+                number=number,
+                rank=counts.index(turn.consumed_after),
+                consumed_before=before,
+                consumed_after=counts[-1],
+                keys=[sequence.keys(turn.epoch, batch.positions) for batch in step],
             )
-        )
-    return found
+        before = counts[-1]
+    raise ConfigError("turn", turn, "it is of another plan")
 
 
 def plan_cost(sequence: BatchSequence, *, world_size: int = 1) -> Cost:
@@ -126,17 +146,52 @@ def plan_cost(sequence: BatchSequence, *, world_size: int = 1) -> Cost:
     )
 
 
-def _numbered(sequence: BatchSequence, epoch: int, world_size: int) -> Iterator[tuple[int, int, Step]]:
-    """(number in the epoch, count before, step) of an epoch's steps."""
-    before = epoch * sequence.num_samples
-    for number, step in enumerate(sequence.steps(before, world_size=world_size)):
-        yield number, before, step
-        before = step.count
+def _visit(sequence: BatchSequence, epoch: int, sample: tuple[int, int], world_size: int) -> Visit:
+    position = int(sequence.order.position_of(*sample, epoch))
+    turn = None
+    if sequence.batching.keeps(sequence.seconds(epoch, np.array([position]))).all():
+        window = sequence.plan.window_of(position)
+        turn = _turn(sequence, epoch, window, lambda batch: position in batch.positions, world_size)
+    return Visit(epoch=epoch, position=position, turn=turn)
 
 
-def _find(sequence: BatchSequence, key: str) -> tuple[int, int]:
-    for shard in range(len(sequence.index.shards)):
-        place = pc.index(sequence.index.rows(shard).column("key"), key).as_py()
-        if place >= 0:
-            return shard, place
-    raise ConfigError("KEY", key, f"no sample of {sequence.index.store.url} has it")
+def _turn(
+    sequence: BatchSequence, epoch: int, window: int, wanted: Callable[[PlannedBatch], bool], world_size: int
+) -> Turn | None:
+    """The first batch of an epoch that is wanted; only where samples are left out may it lie before this window."""
+    plan, base = sequence.plan, epoch * sequence.num_samples
+    excludes = plan.batching.excludes
+    ranks_stay = world_size == 1 or not (excludes or plan.order.lanes % world_size)
+    for first in _backwards(window):
+        start = plan.window_start(first)
+        # What is left out goes with the batch before it, which may lie in an earlier window.
+        before = None if excludes and first else start
+        number, here = -1, first
+        for batch in plan.batches(epoch, start):
+            begins = plan.window_of(int(batch.positions[0]))
+            number, here = number + 1 if begins == here else 0, begins
+            if not wanted(batch):
+                before = batch.count
+            elif before is None:
+                break
+            else:
+                return Turn(
+                    epoch=epoch,
+                    super_window=here,
+                    batch=number,
+                    lane=int(batch.positions[0]) % plan.order.lanes,
+                    rank=number % world_size if ranks_stay else None,
+                    consumed_before=base + before,
+                    consumed_after=base + batch.count,
+                    keys=sequence.keys(epoch, batch.positions),
+                )
+    return None
+
+
+def _backwards(window: int) -> Iterator[int]:
+    """This window and earlier ones, at growing distances, at last number 0."""
+    back = 0
+    while back < window:
+        yield window - back
+        back = 2 * back + 1
+    yield 0

@@ -104,6 +104,11 @@ class BatchSequence:
         """The batching asked for; a restored one may still have to finish its rung or super-window."""
         return self._changes[-1].batching
 
+    @property
+    def plan(self) -> Plan:
+        """That of every epoch under this batching; of the epoch in which a restored one took over, of its end alone."""
+        return self._plan(self.batching)
+
     def batches(self, consumed: int) -> Iterator[PlannedBatch]:
         """The rest of the epoch from a count on, beginning with the rest of a begun batch; counts are the run's."""
         epoch = consumed // self.num_samples

@@ -143,6 +143,17 @@ class Plan:
         """Samples consumed when every lane has given `offset` of them."""
         return min(offset * self.order.lanes, self.order.num_samples)
 
+    def window_of(self, position: int) -> int:
+        """The super-window in which the batch of a position begins."""
+        offset, origin = position // self.order.lanes, self.batching.origin
+        if self.batching.batch_size is not None:
+            offset -= (offset - origin) % self._size
+        return offset // self.order.window
+
+    def window_start(self, window: int) -> int:
+        """The samples of the epoch that come before the first batch that begins in a super-window."""
+        return self.count_at(self.next_boundary(window * self.order.window * self.order.lanes))
+
     def _block_of(self, count: int) -> int:
         offset = max(count // self.order.lanes, self.batching.origin)
         if self.batching.batch_size is not None:

@@ -101,13 +101,28 @@ def test_index_leaves_the_tars_alone(data: Path, tmp_path: Path) -> None:
 
 def test_at_where_and_plan_agree(data: Path) -> None:
     flags = ("--batch-size", 3, "--seed", 4, "--world-size", 2)
-    given = printed("at", data, "--consumed", SAMPLES + 7, *flags)
-    assert given["epoch"] == 1
-    key = given["keys"][1][0]
+    given = printed("at", data, "--consumed", SAMPLES + 10, *flags)
+    assert (given["epoch"], given["super_window"], given["batch"], given["rank"]) == (1, 0, 3, None)
+    key = given["keys"][0]
     visit = printed("where", data, key, *flags)[1]
-    assert (visit["step"], visit["rank"], visit["epoch"]) == (given["step"], 1, 1)
-    assert key in shardpipe("at", data, "--consumed", SAMPLES + 7, *flags).stdout
-    assert f"step {given['step']}, rank 1" in shardpipe("where", data, key, *flags).stdout
+    assert (visit["epoch"], visit["turn"]) == (1, given)
+    at, where = (
+        shardpipe(*call, *flags).stdout for call in (("at", data, "--consumed", SAMPLES + 10), ("where", data, key))
+    )
+    assert key in at
+    for said in (at, where):
+        assert "number 3 of super-window 0, lane 0, rank only by --steps" in " ".join(said.split())
+    stepped = printed("at", data, "--consumed", SAMPLES + 10, "--steps", *flags)
+    assert stepped == given | {"rank": 1, "step": stepped["step"]}
+    assert stepped["step"]["keys"][1] == given["keys"]
+    assert printed("where", data, key, "--steps", *flags)[1]["turn"] == stepped
+    at, where = (
+        shardpipe(*call, "--steps", *flags).stdout
+        for call in (("at", data, "--consumed", SAMPLES + 10), ("where", data, key))
+    )
+    for said in (at, where):
+        assert f"step {stepped['step']['number']}, counts" in " ".join(said.split())
+        assert "rank 1 of 2" in " ".join(said.split())
     cost = printed("plan", data, *flags)
     assert (cost["steps"], cost["samples"]) == (4, SAMPLES)
     assert "4 of 2 ranks" in shardpipe("plan", data, *flags).stdout
