@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import re
 
 import pytest
 
 import shardpipe
+import shardpipe.store
 
 MODULES = sorted(m.name for m in pkgutil.walk_packages(shardpipe.__path__, "shardpipe.") if "__main__" not in m.name)
 
@@ -19,6 +21,19 @@ def test_the_package_exports() -> None:
         assert getattr(shardpipe, name) is not None
     with pytest.raises(AttributeError, match="nothing"):
         shardpipe.nothing  # noqa: B018
+
+
+def test_the_store_offers() -> None:
+    docstring = inspect.getdoc(shardpipe.store) or ""
+    said = docstring.partition("Public, for stores, loops and tests of others: ")[2].partition(". The other")[0]
+    public = re.split(r",\s+", said)
+    assert public == [
+        *("Store", "Stat", "Over", "open_store", "close", "LocalStore", "FsspecStore", "Retry", "RetryingStore"),
+        *("CountingStore", "FailingStore", "Fault", "SlowStore", "abandon_when", "abandoned"),
+    ]
+    for name in public:
+        assert getattr(shardpipe.store, name) is not None
+    assert set(public) <= set(shardpipe.store.__all__)
 
 
 def test_the_loader_takes() -> None:

@@ -4,6 +4,6 @@ In: ranges of a shard that were read elsewhere. Out: the same ranges without ano
 trusted: who reads from it checks what comes.
 """
 
-from shardpipe.cache.shards import ShardCache
+from shardpipe.cache.shards import Shard, ShardCache
 
-__all__ = ["ShardCache"]
+__all__ = ["Shard", "ShardCache"]

@@ -130,7 +130,10 @@ class ShardCache:
         self._quota.close()
 
     def _path(self, shard: Shard) -> str:
-        return f"{self.folder}/{shard.content}-{shard.size}.shard"
+        name = f"{shard.content}-{shard.size}.shard"
+        if not _FILE.fullmatch(name):
+            raise ValueError(f"content must be 32 hex digits, and is {shard.content!r}")
+        return f"{self.folder}/{name}"
 
     def _pause(self, error: OSError) -> None:
         self._paused_until = time.monotonic() + _PAUSE

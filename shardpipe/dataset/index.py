@@ -35,7 +35,7 @@ from shardpipe.errors import CorruptIndex
 from shardpipe.runtime import cores, pool
 from shardpipe.store import Store, open_store, resolving, write_file, writing
 
-__all__ = ["MANIFEST", "SHARD_LIST", "Index", "ShardInfo", "Totals", "stage_index"]
+__all__ = ["Index", "stage_index"]
 
 # A parsed footer of 512 row groups takes about 6 MB, and one that is parsed again and again leaves the heap in holes:
 # walking through 20,000 shards with room for too few, a process grows without end.

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from shardpipe.audio import AudioInfo
-from shardpipe.dataset.index import Index, ShardInfo
+from shardpipe.dataset.index import Index
 from shardpipe.dataset.listing import check_list
+from shardpipe.dataset.manifest import ShardInfo
 from shardpipe.dataset.parts import Row
 from shardpipe.dataset.scan import Members, Scan
 from shardpipe.dataset.shard import ShardReader

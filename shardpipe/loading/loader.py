@@ -18,7 +18,7 @@ import torch
 from shardpipe.cache import ShardCache
 from shardpipe.dataset import Index
 from shardpipe.errors import ConfigError
-from shardpipe.loading.batch import Batch, Collate, Maker, Sample, Skipped, Transform, finished
+from shardpipe.loading.batch import Collate, Maker, Skipped, Transform, finished
 from shardpipe.loading.buffers import Arena
 from shardpipe.loading.device import CudaCopier, cuda_device, pinned
 from shardpipe.loading.pipeline import Pipeline
@@ -32,7 +32,7 @@ from shardpipe.runtime import Ending, cores
 from shardpipe.settings import check, integer, number
 from shardpipe.store import Store, close, open_store
 
-__all__ = ["Batch", "Sample", "ShardLoader", "Skipped"]
+__all__ = ["ShardLoader"]
 
 # More rarely decode faster than one process trains, and there is a process for every GPU.
 _THREADS_MAX = 8

@@ -6,6 +6,10 @@ and faults of networks.
 
 A store is rooted at a dataset's folder; names are relative to it, as the manifest writes them, or absolute. Those in
 `testing` count, slow down and break the reads of another one.
+
+Public, for stores, loops and tests of others: Store, Stat, Over, open_store, close, LocalStore, FsspecStore, Retry,
+RetryingStore, CountingStore, FailingStore, Fault, SlowStore, abandon_when, abandoned. The other names are for
+shardpipe's own wings.
 """
 
 from typing import TYPE_CHECKING

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardpipe.dataset.index import MANIFEST, SHARD_LIST, Index, ShardInfo, stage_index
+from shardpipe.dataset import MANIFEST, SHARD_LIST, Index, ShardInfo, stage_index
 from shardpipe.dataset.manifest import PART_SHARDS, fingerprint
 from shardpipe.dataset.parts import SCHEMA, Row, rows_batch, rows_checksum
 from shardpipe.errors import CorruptIndex, StoreError

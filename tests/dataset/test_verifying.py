@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardpipe.dataset.index import MANIFEST, Index, ShardInfo, stage_index
+from shardpipe.dataset import MANIFEST, Index, ShardInfo, stage_index
 from shardpipe.dataset.parts import Row, rows_batch
 from shardpipe.dataset.shard import ShardWriter, sample_bytes
 from shardpipe.dataset.verifying import verify

@@ -4,8 +4,8 @@
 
 makes a folder with the shardpipe that is installed: data/, a packed dataset; checkpoint/, of a run in mid-epoch;
 and expected.json: states in mid-run with a hash of every batch that followed, a hash of every tensor of the checkpoint
-as torch reads it, and the keys that the run took after it. It uses public names alone, for it has to run with any
-version. What is there is never made again: tests/promises/test_past.py says what must come of it.
+as torch reads it, and the keys that the run took after it. It uses public names alone, but for `_SMALLER`, for it has
+to run with any version. What is there is never made again: tests/promises/test_past.py says what must come of it.
 """
 
 from __future__ import annotations
