@@ -4,8 +4,9 @@ The index is made for this: 20,000 shards of 5,000 samples, with offsets, sizes,
 texts are the same in every shard). All that its checks look at is true, but there are no tars. Every figure is of a
 process started anew, in alternating rounds: one with ShardLoader, and one with index and plan alone, which needs no
 torch. Start-up is from the end of the imports until the manifest is read and checked and the order stands. Walking goes
-on through the epoch, takes every sample's row of the index as the loader does, and notes the resident memory. Exits
-with 1 if a target is missed.
+on through the epoch, takes every sample's row of the index as the loader does, and notes the resident memory. What
+`shardpipe at` does is held against the planning of one super-window in the same process, and what `where` does once it
+has found the key; the key that is looked up is the last of all. Exits with 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from corpus import built
-from processes import Child, alternate, use_cores
+from processes import Child, alternate, ratio, use_cores
 from reporting import Checks, Figure, table, write_results
 
 from shardpipe.dataset import MANIFEST, SCHEMA, ShardInfo, Totals
@@ -39,6 +40,8 @@ BATCHINGS: dict[str, dict[str, float]] = {
 }
 START_SECONDS = 2.0
 MEMORY_BYTES = 500e6
+ANSWER_WINDOWS = 2.0
+"""What an answer about a run may take, in plans of a super-window: it may touch the one beside it, and reads keys."""
 WALK_SAMPLES = 2_000_000
 """Of the walk through the epoch: several super-windows of 64 lanes of 8192."""
 NOTED_EVERY = 50_000
@@ -136,10 +139,14 @@ class Start:
 
     def measure(self) -> float:
         with self._child() as one:
-            figures = one.ask(walk=0)
+            figures = one.ask()
         figures["imports"] = figures.pop("imported") - one.started
         self.rounds.append(figures)
         return float(figures["start"])
+
+    def explain(self, key: str) -> dict[str, float]:
+        with self._child() as one:
+            return one.ask(find=key)
 
     def figure(self, name: str) -> float:
         return median(figures[name] for figures in self.rounds)
@@ -164,6 +171,10 @@ Walking through the first {walked:,} samples of the epoch, with the rows of all 
 
 {walks}
 
+What comes at a count (`at`), and when a sample comes once its key is found (`where`), in seconds:
+
+{answers}
+
 ## Checks
 
 {checks}
@@ -187,7 +198,18 @@ def main() -> int:
     }
     alternate(options.rounds, {name: start.measure for name, start in starts.items()})
     walks = {name: start.walk() for name, start in starts.items() if name.startswith("index")}
+    last_key = f"{_keys(options.shards - 1, SHARD_SAMPLES)[-1]}"
+    answers: dict[str, list[dict[str, float]]] = {name: [] for name in walks}
+    explain = {name: partial(_explain, starts[name], last_key, answers[name]) for name in walks}
+    alternate(options.rounds, explain)
     checks = Checks()
+    for name, rounds in answers.items():
+        for command in ("at", "where"):
+            times = ratio([one[command] for one in rounds], [one["super-window"] for one in rounds])
+            checks.add(
+                times < ANSWER_WINDOWS,
+                f"{name}: `{command}` takes {times:.2f} plans of a super-window (under {ANSWER_WINDOWS:.0f})",
+            )
     for name, start in starts.items():
         seconds = start.figure("start")
         checks.add(seconds < START_SECONDS, f"{name}: start-up {seconds:.2f} s (under {START_SECONDS:.0f} s)")
@@ -207,6 +229,7 @@ def main() -> int:
         table=start_table(starts),
         walked=WALK_SAMPLES,
         walks=walk_table(walks),
+        answers=answer_table(answers, options.shards * SHARD_SAMPLES),
         checks=checks,
     )
     print(text)
@@ -234,6 +257,19 @@ def walk_table(walks: dict[str, list[tuple[int, float, int]]]) -> str:
         growth = 100 * (half[-1] / first - 1)
         rows.append([batching, f"{rate:,.0f}", f"{max(m for _, _, m in noted) / 1e6:.0f}", f"{growth:+.1f} %"])
     return table(["", "samples/s", "most MB", "growth over the second half"], rows)
+
+
+def _explain(start: Start, key: str, answers: list[dict[str, float]]) -> float:
+    answers.append(start.explain(key))
+    return answers[-1]["at"]
+
+
+def answer_table(answers: dict[str, list[dict[str, float]]], samples: int) -> str:
+    rows = []
+    for of, rounds in answers.items():
+        *seconds, find = (median(one[name] for one in rounds) for name in ("super-window", "at", "where", "find"))
+        rows.append([of, *(f"{value:.3f}" for value in seconds), f"{find:.1f}", f"{samples / find / 1e6:.1f} M"])
+    return table(["", "plan of a super-window", "at", "where", "looking up the key", "keys/s"], rows)
 
 
 def draw(starts: dict[str, Start], walks: dict[str, list[tuple[int, float, int]]]) -> Figure:

@@ -1,4 +1,5 @@
-"""A process that starts on an index, plans, and walks on through the epoch. Started by bench_scale.py.
+"""A process that starts on an index, plans, and walks on through the epoch, or says what comes when. Started by
+bench_scale.py.
 
 Nothing but shardpipe is imported, so that its memory is its own.
 """
@@ -58,13 +59,39 @@ def walk(sequence: Any, samples: int, every: int) -> list[tuple[int, float, int]
     return noted
 
 
+def explain(sequence: Any, key: str) -> dict[str, float]:
+    """Seconds to plan one super-window, to say what comes in the middle of another, to look up a key, and to say when
+    its sample comes, once it is found.
+    """
+    from shardpipe.loading import given_at, visits
+
+    span = sequence.order.window * sequence.order.lanes
+    window = sequence.num_samples // span // 2
+    begun = monotonic()
+    next(batch for batch in sequence.batches(window * span) if batch.count >= (window + 1) * span)
+    figures = {"super-window": monotonic() - begun}
+    begun = monotonic()
+    given_at(sequence, (window + 5) * span + span // 2)
+    figures["at"] = monotonic() - begun
+    begun = monotonic()
+    found = sequence.index.find(key)
+    figures["find"] = monotonic() - begun
+    sequence.index.find = lambda _: found
+    begun = monotonic()
+    visits(sequence, key, epochs=1)
+    return figures | {"where": monotonic() - begun}
+
+
 def main() -> None:
     folder, how, batching = sys.argv[1:]
     figures, sequence = start(folder, how, json.loads(batching))
     for line in sys.stdin:
         question = json.loads(line)
-        samples = question["walk"]
-        print(json.dumps({"walk": walk(sequence, samples, question["every"])} if samples else figures), flush=True)
+        if samples := question.get("walk"):
+            answer: dict[str, Any] = {"walk": walk(sequence, samples, question["every"])}
+        else:
+            answer = explain(sequence, question["find"]) if "find" in question else figures
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":
