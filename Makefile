@@ -4,9 +4,12 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --quiet
+PIP_INSTALL := -m pip install --disable-pip-version-check --progress-bar off --quiet
+PIP := $(BIN)/python $(PIP_INSTALL)
+OLDEST := .venv-oldest
+OLDEST_TORCH := $(shell sed -n 's/.*"torch>=\([0-9.]*\)".*/\1/p' pyproject.toml)
 
-.PHONY: demo test bench bench-env clean help
+.PHONY: demo test test-oldest test-bare bench bench-env clean help
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -21,6 +24,10 @@ test: $(VENV)/installed-dev
 	$(BIN)/mypy tools
 	$(BIN)/pytest -n auto --dist worksteal
 
+# The same tests with the oldest torch that pyproject.toml admits.
+test-oldest: $(OLDEST)/installed
+	$(OLDEST)/bin/pytest -n auto --dist worksteal
+
 # SPEECH=DIR is what tools/get_speech.py has made, WORK=DIR where corpora are kept.
 CORPUS := $(if $(SPEECH),--speech $(SPEECH)) $(if $(WORK),--work $(WORK))
 PEERS := $(wildcard benchmarks/peers/env-*)
@@ -34,22 +41,28 @@ bench: bench-env
 bench-env: $(VENV)/installed-bench $(PEERS:%=%/.venv/installed)
 
 clean:
-	rm -rf $(VENV) benchmarks/peers/*/.venv dist build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) benchmarks/peers/*/.venv dist build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps name what is installed, so that a second run goes straight to work; a changed pyproject.toml installs again.
 $(VENV)/installed: pyproject.toml | $(BIN)/python
 	@echo "Installing shardpipe and what it needs (PyTorch among it: a few GB, once)."
-	$(PIP) --editable .
+	$(PIP) --editable '.[train]'
 	@touch $@
 
 $(VENV)/installed-dev: pyproject.toml | $(BIN)/python
 	@echo "Installing shardpipe, what it needs (PyTorch among it: a few GB, once) and the tools for tests."
-	$(PIP) --editable '.[dev]'
+	$(PIP) --editable '.[dev,train]'
 	@touch $(VENV)/installed $@
 
+$(OLDEST)/installed: pyproject.toml | $(BIN)/python
+	@echo "Installing shardpipe and its tests with torch $(OLDEST_TORCH) (a few GB, once)."
+	$(BIN)/python -m venv $(OLDEST)
+	$(OLDEST)/bin/python $(PIP_INSTALL) --editable '.[dev,train]' 'torch==$(OLDEST_TORCH).*' 'torchaudio==$(OLDEST_TORCH).*'
+	@touch $@
+
 $(VENV)/installed-bench: $(VENV)/installed-dev
-	$(PIP) --editable '.[dev,bench]'
+	$(PIP) --editable '.[dev,train,bench]'
 	@touch $@
 
 # Peers are no dependencies: each environment holds those that get along with each other.

@@ -7,12 +7,13 @@ The decoder of each codec is the fastest that is right, by measurement, and rele
 
 from shardpipe.audio.codecs import decode, decode_into, detect, encode, probe
 from shardpipe.audio.common import CHANNELS_MAX, FRAMES_PER_BYTE_MAX, SAMPLE_RATE_MAX, AudioInfo
-from shardpipe.audio.samples import resample, to_float32, to_int16, to_mono
+from shardpipe.audio.samples import RESAMPLER, resample, resampled_frames, to_float32, to_int16, to_mono
 from shardpipe.audio.segment import read_segment, span
 
 __all__ = [
     "CHANNELS_MAX",
     "FRAMES_PER_BYTE_MAX",
+    "RESAMPLER",
     "SAMPLE_RATE_MAX",
     "AudioInfo",
     "decode",
@@ -22,6 +23,7 @@ __all__ = [
     "probe",
     "read_segment",
     "resample",
+    "resampled_frames",
     "span",
     "to_float32",
     "to_int16",

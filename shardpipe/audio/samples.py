@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, TypeAlias
 
 import miniaudio
 import numpy as np
 import numpy.typing as npt
+import soxr
 
 from shardpipe.errors import AudioError
 
-__all__ = ["resample", "to_float32", "to_int16", "to_mono"]
+__all__ = ["RESAMPLER", "resample", "resampled_frames", "to_float32", "to_int16", "to_mono"]
 
 _Array: TypeAlias = npt.NDArray[Any]
 
 _ffi: Any = miniaudio.ffi
 _lib: Any = miniaudio.lib
 
-# torchaudio tabulates its filter for every phase of the two rates in lowest terms: this many numbers take 0.6 GB.
-_FILTER_MAX = 1 << 24
+# From ultrasound down to telephones is a tenth of it. Far beyond, libsoxr has been seen to take minutes for a second.
+_RATIO_MAX = 512
+
+RESAMPLER = f"soxr {soxr.__libsoxr_version__}, HQ"
+"""What decides, besides the samples, what `resample` gives."""
 
 
 def to_float32(audio: _Array, out: _Array | None = None) -> npt.NDArray[np.float32]:
@@ -64,7 +67,7 @@ def to_mono(audio: _Array, channel: int | None = None) -> _Array:
         if not 0 <= channel < channels:
             raise AudioError(
                 f"there is no channel {channel}, for the audio has {channels}",
-                fix="Channels count from 0; leave the choice out to mix all of them.",
+                fix="Channels count from 0.",
             )
         return audio[:, channel]
     if channels == 1:
@@ -76,30 +79,30 @@ def to_mono(audio: _Array, channel: int | None = None) -> _Array:
     return mean
 
 
-def resample(audio: _Array, from_rate: int, to_rate: int) -> npt.NDArray[np.float32]:
-    """[frames] or [frames, channels] at another rate, as float32, ceil(frames * to_rate / from_rate) of them.
+def resampled_frames(frames: int, from_rate: int, to_rate: int) -> int:
+    """How many frames `resample` gives: frames * to_rate / from_rate, rounded half up."""
+    return (2 * frames * to_rate + from_rate) // (2 * from_rate)
 
-    torchaudio's windowed sinc (Hann, 6 zero crossings), on one thread, so that equal input gives equal output.
-    May overshoot [-1, 1] a little; `to_int16` and `encode` clip. Raises AudioError for rates with no small ratio.
+
+def resample(audio: _Array, from_rate: int, to_rate: int) -> npt.NDArray[np.float32]:
+    """[frames] or [frames, channels] at another rate, as float32; `resampled_frames` says how many.
+
+    libsoxr's HQ, on the calling thread, without the GIL: equal input gives equal output. May overshoot [-1, 1] a
+    little; `to_int16` and `encode` clip. Raises AudioError if nothing is left, or the rates cannot be had.
     """
     samples = to_float32(audio)
     if from_rate == to_rate:
         return samples
-    divisor = math.gcd(from_rate, to_rate)
-    if (from_rate // divisor) * (to_rate // divisor) > _FILTER_MAX:
+    frames = resampled_frames(len(audio), from_rate, to_rate)
+    if not frames:
         raise AudioError(
-            f"{from_rate} Hz cannot be resampled to {to_rate} Hz, for their ratio is {from_rate // divisor}:"
-            f"{to_rate // divisor} in lowest terms",
-            fix="Choose another sample rate, or resample it first to a common one.",
+            f"its {len(audio)} frames at {from_rate} Hz are none at {to_rate} Hz", fix="Leave it out: it is too short."
         )
-    import torch
-    import torchaudio.functional
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        # The copy is for torch, which warns of arrays it might write to but must not.
-        waves = torch.from_numpy(samples.T.copy())
-        return np.ascontiguousarray(torchaudio.functional.resample(waves, from_rate, to_rate).numpy().T)
-    finally:
-        torch.set_num_threads(threads)
+    if not 1 / _RATIO_MAX <= to_rate / from_rate <= _RATIO_MAX:
+        raise AudioError(
+            f"{from_rate} Hz cannot be resampled to {to_rate} Hz: one is more than {_RATIO_MAX} times the other",
+            fix="Choose another sample rate, or leave it out.",
+        )
+    out: _Array = soxr.resample(samples, from_rate, to_rate, quality="HQ")
+    assert len(out) == frames
+    return out

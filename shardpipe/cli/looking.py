@@ -9,17 +9,18 @@ import typer
 
 from shardpipe.cli.console import print_json, print_table, progress, size_text, time_text
 from shardpipe.cli.options import Data, Jobs, Json, Schemes
+from shardpipe.runtime import cores
 from shardpipe.store import shown_url
 
 __all__ = ["info", "verify"]
 
 
-def verify(data: Data, jobs: Jobs = 1, scheme: Schemes = None, as_json: Json = False) -> None:
+def verify(data: Data, jobs: Jobs = None, scheme: Schemes = None, as_json: Json = False) -> None:
     """Read everything again and check sizes, checksums, and the index against the tars."""
     from shardpipe.dataset import verify
 
     with progress("verifying") as report:
-        found = verify(data, jobs=jobs, schemes=scheme or (), progress=report)
+        found = verify(data, jobs=jobs or cores(), schemes=scheme or (), progress=report)
     place = shown_url(data)
     if as_json:
         problems = [str(problem) for problem in found.problems]

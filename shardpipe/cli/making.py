@@ -9,6 +9,7 @@ import typer
 
 from shardpipe.cli.console import print_json, print_table, progress, size_text, time_text
 from shardpipe.cli.options import Jobs, Json, OnError, Out, Overwrite, Relative, Staging
+from shardpipe.runtime import cores
 from shardpipe.settings import byte_size
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def pack(
         Literal["keep", "flac", "wav", "opus"], typer.Option("--format", help="Keep the bytes, or encode.")
     ] = "keep",
     sample_rate: Annotated[int | None, typer.Option(metavar="HZ", help="Resample to this rate.")] = None,
-    jobs: Jobs = 1,
+    jobs: Jobs = None,
     shuffle_seed: Annotated[int | None, typer.Option(help="Shuffle the list with this seed first.")] = None,
     on_error: OnError = "fail",
     fix_keys: Annotated[bool, typer.Option("--fix-keys", help="Map characters that keys must not hold.")] = False,
@@ -43,7 +44,7 @@ def pack(
         shard_samples=shard_samples,
         format=target,
         sample_rate=sample_rate,
-        jobs=jobs,
+        jobs=jobs or cores(),
         shuffle_seed=shuffle_seed,
         on_error=on_error,
         overwrite=overwrite,
@@ -59,7 +60,7 @@ def pack(
 def index(
     tars: Annotated[list[str], typer.Argument(metavar="TARS...", help="Paths or URLs, or quoted patterns of them.")],
     out: Out,
-    jobs: Jobs = 1,
+    jobs: Jobs = None,
     audio: Annotated[
         str | None,
         typer.Option(metavar="EXT", help="Which audio, where samples have several: clean.flac, say."),
@@ -81,7 +82,7 @@ def index(
         made = index_tars(
             tars,
             out,
-            jobs=jobs,
+            jobs=jobs or cores(),
             audio=audio,
             text=text,
             skip_incomplete=skip_incomplete,

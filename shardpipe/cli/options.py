@@ -39,7 +39,10 @@ Staging = Annotated[
         show_default=False,
     ),
 ]
-Jobs = Annotated[int, typer.Option(help="Processes that read and decode.", min=1, max=1024)]
+Jobs = Annotated[
+    int | None,
+    typer.Option(help="Processes that read and decode.", min=1, max=1024, show_default="the cores that it may use"),
+]
 OnError = Annotated[
     Literal["fail", "skip"], typer.Option(help="What a bad sample does: end it, or be left out and listed.")
 ]

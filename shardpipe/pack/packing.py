@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from shardpipe.audio import SAMPLE_RATE_MAX
+from shardpipe.audio import RESAMPLER, SAMPLE_RATE_MAX
 from shardpipe.dataset import Index, stage_index
 from shardpipe.errors import ConfigError, ListError
 from shardpipe.lists import Utterance, check_key, read_list
@@ -184,8 +184,9 @@ def _nothing_left(rejections: Sequence[Rejection]) -> ListError:
 def _digest(utterances: Sequence[Utterance], options: PackOptions) -> str:
     """Of all that decides which bytes a pack writes, except the audio itself."""
     job = [_JOB_VERSION, options.shard_size, options.shard_samples, options.format, options.sample_rate]
-    # What came later is named, and only where it is asked for: packs begun before it go on.
+    # What came later is named, and only where it matters: packs begun before it go on.
     later = ["relative"] if options.relative else []
+    later += [RESAMPLER] if options.sample_rate else []
     digest = hashlib.sha256(json.dumps([*job, options.shuffle_seed, *later]).encode())
     for u in utterances:
         digest.update(json.dumps([u.key, u.audio, u.text, u.start, u.end, u.extras], sort_keys=True).encode())
