@@ -61,7 +61,7 @@ Schemes = Annotated[
         show_default=False,
     ),
 ]
-WorldSize = Annotated[int, typer.Option(help="Ranks of the run.", min=1, max=1 << 16)]
+WorldSize = Annotated[int, typer.Option(help="Ranks of the run, since the epoch began.", min=1, max=1 << 16)]
 
 
 def planned(command: Callable[..., None]) -> Callable[..., None]:

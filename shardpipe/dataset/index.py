@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shardpipe.dataset.listing import SHARD_LIST, shard_lines
+from shardpipe.dataset.listing import SHARD_LIST, write_list
 from shardpipe.dataset.lru import LoadingCache
 from shardpipe.dataset.manifest import (
     MANIFEST,
@@ -33,7 +33,7 @@ from shardpipe.dataset.parts import PartReader, check_rows, rows_batch, rows_che
 from shardpipe.dataset.scan import Members
 from shardpipe.errors import CorruptIndex
 from shardpipe.runtime import cores, pool
-from shardpipe.store import Store, open_store, resolving, write_file, writing
+from shardpipe.store import Store, is_utf8, open_store, resolving, write_file, writing
 
 __all__ = ["Index", "stage_index"]
 
@@ -89,6 +89,8 @@ class Index:
             place: int = pc.index(self._read(shard, ["key"]).column("key"), key).as_py()
             return place
 
+        if not is_utf8(key):  # an argument of a command may be any bytes
+            return None
         with pool(max(self.store.parallel, cores()), "shardpipe") as threads:
             shards = iter(range(len(self.shards)))
             while some := list(islice(shards, _SEARCHED_AT_ONCE)):
@@ -204,7 +206,6 @@ def stage_index(
         sample_rates=dict(sorted(rates.items())),
         rejected=len(rejected),
     )
-    lines = shard_lines([info.name for info in infos], place)
-    write_file(staging / SHARD_LIST, "".join(f"{line}\n" for line in lines).encode())
+    listed = write_list(staging / SHARD_LIST, [info.name for info in infos], place)
     write_file(staging / MANIFEST, format_manifest(infos, totals, parts, members or Members()))
-    return totals, [*parts, SHARD_LIST, MANIFEST]
+    return totals, [*parts, *([SHARD_LIST] if listed else []), MANIFEST]

@@ -21,7 +21,8 @@ _STEPS_AT_ONCE = 256
 class Turn:
     """A batch of a run: number `batch` of those that begin in a super-window, from 0 on; its lane; the counts between
     which it is consumed, samples that are left out on the way among them; and the rank that takes it, which is None
-    where the whole epoch's plan decides (`step_of`).
+    where the whole epoch's plan decides (`step_of`). The rank is that of a run with as many since the epoch began: one
+    that resumes within it deals its steps from there.
     """
 
     epoch: int
@@ -98,7 +99,9 @@ def visits(sequence: BatchSequence, key: str, *, epochs: int, world_size: int = 
 
 
 def step_of(sequence: BatchSequence, turn: Turn, *, world_size: int = 1) -> InStep:
-    """The step of a run of `world_size` ranks that the batch belongs to: plans the epoch up to there."""
+    """The step that the batch belongs to, if there have been `world_size` ranks since the epoch began: plans the epoch
+    up to there.
+    """
     base = before = turn.epoch * sequence.num_samples
     batches = sequence.plan.batches(turn.epoch, 0)
     for number, step in enumerate(iter(lambda: list(islice(batches, world_size)), [])):

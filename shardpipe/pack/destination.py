@@ -14,12 +14,14 @@ from typing import Protocol
 
 from shardpipe.dataset import MANIFEST
 from shardpipe.errors import ConfigError
+from shardpipe.settings import check
 from shardpipe.store import (
     Stat,
     Store,
     Uploads,
     flush,
     is_url,
+    is_utf8,
     local_path,
     named,
     only_local,
@@ -162,6 +164,7 @@ def _files(folder: Path, pattern: str) -> dict[str, Stat]:
 def destination_at(out: str | os.PathLike[str], staging: str | os.PathLike[str] | None) -> Destination:
     """The destination that a user names. Raises ConfigError for a URL that holds credentials."""
     shown = named("out", out)
+    check("out", shown, is_utf8(shown), "its path must be UTF-8")
     if not is_url(shown):
         if staging is not None:
             found = only_local("staging", staging)

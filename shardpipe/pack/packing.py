@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from shardpipe.audio import RESAMPLER, SAMPLE_RATE_MAX
-from shardpipe.dataset import Index, stage_index
+from shardpipe.dataset import SHARD_LIST, Index, check_nameable, is_list_of, stage_index, write_list
 from shardpipe.errors import ConfigError, ListError
 from shardpipe.lists import Utterance, check_key, read_list
 from shardpipe.pack.contents import REJECTED, Contents, another_unfinished, shard_name
@@ -121,11 +121,14 @@ def pack(
     if options.shuffle_seed is not None:
         utterances.sort(key=partial(_shuffle_key, options.shuffle_seed))
     destination = destination_at(out, staging)
+    place = None if options.relative else destination.url
+    check_nameable(place or "")
     with Staging.open(destination) as folder:
         contents = Contents(destination)
         if contents.packed == digest and (folder.has_finished_earlier or not options.overwrite):
             if folder.job == digest:
                 folder.remove()
+            _renew_list(destination, folder.path, place)
             return _report(destination)
         contents.check_free(digest, overwrite=options.overwrite)
         if folder.job not in (None, digest) and not options.overwrite:
@@ -134,7 +137,6 @@ def pack(
         shards = _grow(destination, utterances, options, progress)
         if not shards.count:
             raise _nothing_left([*rejections, *shards.rejections()])
-        place = None if options.relative else destination.url
         names = _stage_index(folder.path, shards, rejections, digest, place)
         folder.publish(names, stale=contents.index | contents.shards)
         return _report(destination, kept=shards.kept)
@@ -185,8 +187,7 @@ def _digest(utterances: Sequence[Utterance], options: PackOptions) -> str:
     """Of all that decides which bytes a pack writes, except the audio itself."""
     job = [_JOB_VERSION, options.shard_size, options.shard_samples, options.format, options.sample_rate]
     # What came later is named, and only where it matters: packs begun before it go on.
-    later = ["relative"] if options.relative else []
-    later += [RESAMPLER] if options.sample_rate else []
+    later = [RESAMPLER] if options.sample_rate else []
     digest = hashlib.sha256(json.dumps([*job, options.shuffle_seed, *later]).encode())
     for u in utterances:
         digest.update(json.dumps([u.key, u.audio, u.text, u.start, u.end, u.extras], sort_keys=True).encode())
@@ -252,6 +253,17 @@ def _stage_index(
         write_file(folder / REJECTED, "".join(lines).encode())
         names.append(REJECTED)
     return [*names, *index]
+
+
+def _renew_list(destination: Destination, staging: Path, place: str | None) -> None:
+    """Of a dataset that is packed already: it may have been copied since, or its lines are wanted otherwise."""
+    store = destination.store
+    names = [shard.name for shard in Index.load(store).shards]
+    written = write_list(staging / SHARD_LIST, names, place)
+    if written and SHARD_LIST in destination.listing():
+        written = is_list_of(store, names) and store.read(SHARD_LIST) != (staging / SHARD_LIST).read_bytes()
+    if written:
+        destination.place(staging / SHARD_LIST, SHARD_LIST)
 
 
 def _report(destination: Destination, *, kept: int | None = None) -> PackReport:

@@ -20,6 +20,7 @@ from shardpipe.dataset import (
     Scan,
     ShardInfo,
     ShardReader,
+    check_nameable,
     inspect,
     is_list_of,
     rows_batch,
@@ -32,7 +33,8 @@ from shardpipe.pack.growing import Rejection
 from shardpipe.pack.packing import Progress
 from shardpipe.pack.staging import Staging
 from shardpipe.runtime import in_order
-from shardpipe.store import LocalStore, Store, find_urls, is_url, local_path, open_store, scheme_of, write_file
+from shardpipe.settings import check
+from shardpipe.store import LocalStore, Store, find_urls, is_url, is_utf8, local_path, open_store, scheme_of, write_file
 
 __all__ = ["IndexReport", "index_tars"]
 
@@ -114,12 +116,13 @@ def index_tars(
         incomplete=skip_incomplete,
         progress=progress,
     )
+    place = None if relative else destination.url
+    check_nameable(place or "")
     with Staging.open(destination) as folder:
         contents = Contents(destination)
         if folder.job is not None:
             raise unfinished(destination.url)
         contents.check_index_free(overwrite=overwrite)
-        place = None if relative else destination.url
         rejected = indexing.rejections
         totals, names = stage_index(folder.path, indexing.shards(), place=place, rejected=rejected, members=members)
         if not totals.samples:
@@ -128,7 +131,7 @@ def index_tars(
             lines = [json.dumps(asdict(rejection), ensure_ascii=False) + "\n" for rejection in indexing.rejections]
             write_file(folder.path / REJECTED, "".join(lines).encode())
             names.insert(0, REJECTED)
-        if SHARD_LIST in contents.index and not _is_ours(destination):
+        if SHARD_LIST in contents.index and SHARD_LIST in names and not _is_ours(destination, paths):
             names.remove(SHARD_LIST)  # WeNet's users have one of their own
         folder.publish(names, stale=contents.index - {SHARD_LIST})
     index = Index.load(destination.store, schemes=map(scheme_of, paths))
@@ -145,10 +148,10 @@ def index_tars(
     )
 
 
-def _is_ours(destination: Destination) -> bool:
+def _is_ours(destination: Destination, paths: list[str]) -> bool:
     """Whether the list of shards that lies there is that of the dataset there."""
     try:
-        names = [shard.name for shard in Index.load(destination.store).shards]
+        names = [shard.name for shard in Index.load(destination.store, schemes=map(scheme_of, paths)).shards]
         return is_list_of(destination.store, names)
     except ShardpipeError:
         return False
@@ -217,7 +220,9 @@ def _name(path: str, out: str) -> str:
     if is_url(out):
         fix = "Upload the tars first, or put the index into a folder of this machine."
         raise ConfigError("tars", path, f"{out} cannot name what lies on this machine", fix=fix)
-    return os.path.relpath(path, os.path.realpath(out))
+    name = os.path.relpath(path, os.path.realpath(out))
+    check("tars", name, is_utf8(name), "the manifest is to name it, and can hold UTF-8 alone: rename it")
+    return name
 
 
 def _index(tasks: list[_Task]) -> list[_Result]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from shardpipe.store.local import LocalStore
     from shardpipe.store.opening import open_store
     from shardpipe.store.outside import Count, converted, json_object, parsed, shallow
-    from shardpipe.store.places import is_url, local_path, named, only_local
+    from shardpipe.store.places import is_url, is_utf8, local_path, named, only_local
     from shardpipe.store.publish import flush, put_in_place, write_file, writing
     from shardpipe.store.redact import shown_url, split_url
     from shardpipe.store.remote import FsspecStore, Uploads
@@ -37,7 +37,7 @@ else:
         local=["LocalStore"],
         opening=["open_store"],
         outside=["Count", "converted", "json_object", "parsed", "shallow"],
-        places=["is_url", "local_path", "named", "only_local"],
+        places=["is_url", "is_utf8", "local_path", "named", "only_local"],
         publish=["flush", "put_in_place", "write_file", "writing"],
         redact=["shown_url", "split_url"],
         remote=["FsspecStore", "Uploads"],
@@ -67,6 +67,7 @@ __all__ = [
     "find_urls",
     "flush",
     "is_url",
+    "is_utf8",
     "json_object",
     "local_path",
     "named",

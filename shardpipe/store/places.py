@@ -10,7 +10,7 @@ from typing import Any
 from shardpipe.errors import ConfigError
 from shardpipe.settings import check
 
-__all__ = ["is_url", "local_path", "named", "only_local"]
+__all__ = ["is_url", "is_utf8", "local_path", "named", "only_local"]
 
 
 def named(setting: str, place: Any) -> str:
@@ -24,6 +24,15 @@ def named(setting: str, place: Any) -> str:
 def is_url(place: str) -> bool:
     """Whether a place is named by a URL, not by a path of this machine."""
     return "://" in place and not place.startswith("file://")
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written down; Python has paths and arguments that are no UTF-8 as texts that cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def local_path(place: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,8 @@ def test_where_whole_super_windows_are_left_out(tmp_path: Path) -> None:
 def test_a_key_that_is_not_there(data: Path) -> None:
     with pytest.raises(ConfigError, match="KEY is 'nobody'"):
         visits(sequence(data, PLANS[0]), "nobody", epochs=1)
+    with pytest.raises(ConfigError, match=r"KEY is '\\udcff'"):
+        visits(sequence(data, PLANS[0]), os.fsdecode(b"\xff"), epochs=1)
 
 
 @KINDS

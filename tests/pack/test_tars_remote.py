@@ -116,7 +116,7 @@ def test_verify_reads_large_ranges_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [["verify"], ["info"], ["at", "--consumed", "7"], ["where", "utt00011"], ["plan"]],
+    [["verify", "--jobs", "1"], ["info"], ["at", "--consumed", "7"], ["where", "utt00011"], ["plan"]],
     ids=lambda command: command[0],
 )
 def test_commands_take_a_url(local: Path, url: str, command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
