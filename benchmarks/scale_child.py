@@ -52,9 +52,9 @@ def walk(sequence: Any, samples: int, every: int) -> list[tuple[int, float, int]
     noted: list[tuple[int, float, int]] = []
     begun = monotonic()
     for work in works(sequence, sequence.steps(0), 0):
-        if not noted or work.consumed >= noted[-1][0] + every:
-            noted.append((work.consumed, monotonic() - begun, resident()))
-        if work.consumed >= samples:
+        if not noted or work.place.consumed_samples >= noted[-1][0] + every:
+            noted.append((work.place.consumed_samples, monotonic() - begun, resident()))
+        if work.place.consumed_samples >= samples:
             break
     return noted
 

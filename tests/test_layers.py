@@ -47,7 +47,7 @@ ONLY_IN = {
     "botocore": {"store"},
     "aiohttp": {"store"},
     "pyarrow": {"dataset", "pack"},
-    "torch": {"loading.batch", "loading.device", "loading.loader", "train"},
+    "torch": {"loading.making", "loading.loader", "loading.feed", "loading.ranks", "train"},
     "torchaudio": {"train.task"},
     "soxr": {"audio"},
     "tensorboard": {"train.logs"},

@@ -40,7 +40,8 @@ def test_the_loader_takes() -> None:
     parameters = list(inspect.signature(shardpipe.ShardLoader).parameters.values())
     assert [p.name for p in parameters] == [
         *("data", "batch_size", "batch_seconds", "seed", "shuffle", "window", "lanes", "sub_epochs", "rank"),
-        *("world_size", "resume_samples", "min_seconds", "max_seconds", "transform", "collate", "dtype", "threads"),
+        *("world_size", "resume_samples", "repeat", "min_seconds", "max_seconds", "transform", "collate", "dtype"),
+        *("channels", "sample_rate", "threads"),
         *("workers", "prefetch", "prefetch_bytes", "on_error", "cache_dir", "cache_bytes", "schemes", "device"),
     ]
     assert all(p.kind is p.KEYWORD_ONLY for p in parameters[1:])
@@ -49,14 +50,14 @@ def test_the_loader_takes() -> None:
 def test_the_loader_offers() -> None:
     offered = {name for name in dir(shardpipe.ShardLoader) if not name.startswith("_")}
     assert offered == {
-        *("consumed_samples", "epoch", "load_state_dict", "num_samples", "sample_rate", "state_dict", "sub_epoch"),
-        "texts",
+        *("batches_left", "consumed_samples", "epoch", "load_state_dict", "num_samples", "sample_rate", "state_dict"),
+        *("sub_epoch", "texts"),
     }
 
 
 def test_a_batch_holds() -> None:
     assert list(shardpipe.Batch.__dataclass_fields__) == [
-        *("audio", "lengths", "weights", "keys", "texts", "extras", "sample_rate", "epoch", "consumed_samples")
+        *("audio", "lengths", "weights", "keys", "texts", "extras", "sample_rate", "epoch", "consumed_samples", "state")
     ]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from shardpipe.audio.common import CONVERT, TORN, AudioInfo, Bytes, Samples
 from shardpipe.audio.drlibs import decode_flac, decode_flac_into, decode_mp3, probe_flac, probe_mp3
 from shardpipe.audio.ogg import decode_opus, decode_vorbis, probe_opus, probe_vorbis, seal_ogg
-from shardpipe.audio.samples import to_float32, to_int16, to_mono
+from shardpipe.audio.samples import resample, to_float32, to_int16, to_mono
 from shardpipe.audio.sndfile import encode_sndfile
 from shardpipe.audio.wav import decode_wav, decode_wav_into, encode_wav, probe_wav
 from shardpipe.errors import AudioError
@@ -25,7 +25,7 @@ class _Codec(NamedTuple):
     """int16 for up to 16 bits, float32 in [-1, 1] for more."""
     encode: Callable[[Samples, int], bytes] | None = None
     decode_into: Callable[[Bytes, Samples], bool] | None = None
-    """Mono samples straight into an array, without one of its own between; False for what it leaves to `decode`."""
+    """A mono file's samples straight into an array, without one between; False for what it leaves to `decode`."""
 
 
 def _encode_flac(audio: Samples, sample_rate: int) -> bytes:
@@ -94,22 +94,32 @@ def decode(data: Bytes, codec: str, dtype: str = "float32") -> Samples:
     return samples if samples.flags.writeable else samples.copy()
 
 
-def decode_into(data: Bytes, codec: str, out: Samples) -> None:
-    """Puts what `to_mono(decode(...))` would give into `out`: [frames], float32 or int16, contiguous.
+def decode_into(
+    data: Bytes, codec: str, out: Samples, *, channel: int | None = None, rates: tuple[int, int] = (1, 1)
+) -> None:
+    """Puts the samples of a file into `out`, float32 or int16, contiguous: [channels, frames]; or [frames] of one
+    `channel`, counted from 0, the mean of all if that is None. `rates` are the file's and that of `out`.
 
-    Raises AudioError as `decode` does, and if there are more or fewer than `out` holds.
+    Raises AudioError as `decode`, `to_mono` and `resample` do, and if there are more or fewer than `out` holds.
     """
     entry = _of(data, codec)
-    if entry.decode_into and entry.decode_into(data, out):
+    resampled, mono = rates[0] != rates[1], out.ndim == 1
+    if mono and not channel and not resampled and entry.decode_into and entry.decode_into(data, out):
         return
-    samples = to_mono(decode(data, codec, out.dtype.name))
-    if len(samples) != len(out):
+    samples = decode(data, codec, "float32" if resampled else out.dtype.name)
+    if mono:
+        samples = to_mono(samples, channel)
+    if resampled:
+        samples = np.clip(resample(samples, *rates), -1, 1)
+        samples = samples if out.dtype == np.float32 else to_int16(samples)
+    if samples.T.shape != out.shape:
+        found, wanted = ("x".join(map(str, shape)) for shape in (samples.T.shape, out.shape))
         raise AudioError(
-            f"{len(samples)} frames decoded, {len(out)} expected",
+            f"{found} frames decoded, {wanted} expected",
             codec=codec,
             fix="The decoder of this machine disagrees with the one that packed: pack again here, or align versions.",
         )
-    out[:] = samples
+    out[...] = samples.T
 
 
 def _of(data: Bytes, codec: str) -> _Codec:

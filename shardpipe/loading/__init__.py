@@ -4,11 +4,11 @@ In: a dataset, an order, a count of consumed samples. Out: the batches from ther
 by threads or processes ahead of the loop; and answers about a run that need no run. The path of a batch:
 
     sequence    index + order + plan: the run's sequence of batches, from any count
-    work        one batch to make: its samples and where their bytes lie
+    work        one batch to make: its samples, where their bytes lie, its place in the run
     read        byte ranges -> payloads, checked; prefetch brings whole windows into the cache ahead of that
-    pipeline    plan, read and make ahead, within bounds, in threads; workers: in processes
-    batch       payloads -> samples -> a padded batch, in memory from buffers, on a device
-    loader      ShardLoader: all of it as one `for`
+    making      payloads -> samples -> a padded batch, in threads or processes, on a device
+    feed        all of that ahead of a loop, within bounds, by a pipeline
+    loader      ShardLoader: a `for` and a count; ranks: which process it is
     explain     what a run was or will be given, what its plan costs: from sequence alone
 """
 
@@ -17,18 +17,31 @@ from typing import TYPE_CHECKING
 from shardpipe.runtime import lazily
 
 if TYPE_CHECKING:
-    from shardpipe.loading.batch import Batch, Sample
     from shardpipe.loading.explain import Turn, given_at, plan_cost, step_of, visits
     from shardpipe.loading.loader import ShardLoader
+    from shardpipe.loading.making import Batch, Sample
     from shardpipe.loading.sequence import BatchSequence
+    from shardpipe.loading.work import Place
 else:
     # They need pyarrow, and most of them torch.
     __getattr__, __dir__ = lazily(
         __name__,
-        batch=["Batch", "Sample"],
         explain=["Turn", "given_at", "plan_cost", "step_of", "visits"],
         loader=["ShardLoader"],
+        making=["Batch", "Sample"],
         sequence=["BatchSequence"],
+        work=["Place"],
     )
 
-__all__ = ["Batch", "BatchSequence", "Sample", "ShardLoader", "Turn", "given_at", "plan_cost", "step_of", "visits"]
+__all__ = [
+    "Batch",
+    "BatchSequence",
+    "Place",
+    "Sample",
+    "ShardLoader",
+    "Turn",
+    "given_at",
+    "plan_cost",
+    "step_of",
+    "visits",
+]

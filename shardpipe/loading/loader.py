@@ -7,30 +7,33 @@ nothing that was merely prefetched is ever part of a state.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import replace
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NoReturn
 
 import torch
 
 from shardpipe.cache import ShardCache
 from shardpipe.dataset import Index
 from shardpipe.errors import ConfigError
-from shardpipe.loading.batch import Collate, Maker, Skipped, Transform, finished
-from shardpipe.loading.buffers import Arena
-from shardpipe.loading.device import CudaCopier, cuda_device, pinned
-from shardpipe.loading.pipeline import Pipeline
-from shardpipe.loading.prefetch import WindowPrefetch, has_room
-from shardpipe.loading.read import Payload, Reader, coalesce
+from shardpipe.loading.feed import Feed
+from shardpipe.loading.making import (
+    Channels,
+    Collate,
+    Form,
+    Maker,
+    Skipped,
+    Transform,
+    Workers,
+    check_picklable,
+    cuda_device,
+)
+from shardpipe.loading.ranks import Rank, check_process, finder
+from shardpipe.loading.read import Reader
 from shardpipe.loading.sequence import BatchSequence
-from shardpipe.loading.work import Work, works
-from shardpipe.loading.workers import Workers, check_picklable
 from shardpipe.order import DEFAULT_WINDOW, Batching, Step
 from shardpipe.runtime import Ending, cores
 from shardpipe.settings import check, integer, number
-from shardpipe.store import Store, close, open_store
+from shardpipe.store import Store, open_store
 
 __all__ = ["ShardLoader"]
 
@@ -41,20 +44,28 @@ _THREADS_MAX = 8
 class ShardLoader:
     """Batches of a packed dataset, for one rank, from any count of consumed samples on.
 
-    `for batch in loader` delivers the rest of the current sub-epoch; the next `for` goes on with the next one, into
-    the next epoch and so on without end. `epoch`, `sub_epoch` and `consumed_samples` say where the run is.
+    `for batch in loader` delivers the rest of the current sub-epoch, the next `for` the next one, without end. `epoch`,
+    `sub_epoch` and `consumed_samples` say where the run is.
 
     data: a directory or URL that holds an index, or a Store rooted there.
     batch_size | batch_seconds: samples of a batch, or the most padded seconds of one; exactly one of them.
     seed, shuffle, window, lanes: the order; see `shardpipe.order.Order`. They are fixed for a run.
     sub_epochs: into how many shares an epoch is cut.
-    rank, world_size: which of how many processes this is. They may change at every start.
+    rank, world_size: which of how many processes this is. They may change at every start. rank="auto" takes both from
+        torch.distributed when a loop begins, and rank=mesh["dp"] from a dimension of a DeviceMesh: ranks that share a
+        model share its batches. Without them this process is alone, and torch.distributed may know of no other.
     resume_samples: samples that the run has consumed already.
+    repeat: False makes every `for` one whole pass from the start, for validation; a `break` leaves no trace.
     min_seconds, max_seconds: samples outside are left out, but count as consumed; `num_excluded` counts them.
     transform: called with (Sample, numpy Generator), the generator being keyed by (seed, epoch, sample).
-    collate: called with a list of Sample, makes what the loop gets instead of a Batch.
+    collate: called with a list of Sample, makes what the loop gets instead of a Batch. If it needs a second argument,
+        that is the batch's place: epoch, consumed_samples and state, as a Batch carries them.
     dtype: "float32" in [-1, 1], or "int16", which is half the bytes to move.
-    threads: that read and decode; if None, as many as the cores that this process may use, up to 8.
+    channels: of samples that have several: "error" refuses them, a number takes that one (from 0), "mix" the mean of
+        all (audio of opposite phase cancels out), "keep" all of them, as audio [B, C, T].
+    sample_rate: Hz to resample to, by soxr; T frames become T * sample_rate / rate, rounded half up. Without it all
+        samples must have one rate, unless a transform or collate sees to that.
+    threads: that read and decode; by default as many as the cores that this process may use, up to 8.
     workers: processes that make batches instead of threads, for transforms that hold the GIL (they must pickle), or for
         PCM audio in plenty. They are kept as long as the loader, and so is the memory of their batches.
     prefetch, prefetch_bytes: batches made ahead, at least one for every thread; and bytes of payloads and padded audio
@@ -84,14 +95,17 @@ class ShardLoader:
         window: int = DEFAULT_WINDOW,
         lanes: int | None = None,
         sub_epochs: int = 1,
-        rank: int = 0,
-        world_size: int = 1,
+        rank: Rank = None,
+        world_size: int | None = None,
         resume_samples: int = 0,
+        repeat: bool = True,
         min_seconds: float | None = None,
         max_seconds: float | None = None,
         transform: Transform | None = None,
         collate: Collate | None = None,
         dtype: Literal["float32", "int16"] = "float32",
+        channels: Channels = "error",
+        sample_rate: int | None = None,
         threads: int | None = None,
         workers: int = 0,
         prefetch: int = 4,
@@ -103,11 +117,10 @@ class ShardLoader:
         device: str | torch.device | None = None,
     ) -> None:
         sub_epochs = integer("sub_epochs", sub_epochs, least=1)
-        world_size = integer("world_size", world_size, least=1)
-        rank = integer("rank", rank, least=0)
-        check("rank", rank, rank < world_size, f"it must be below world_size, which is {world_size}")
         resume_samples = integer("resume_samples", resume_samples, least=0)
-        check("dtype", dtype, dtype in ("float32", "int16"), 'it must be "float32" or "int16"')
+        check("repeat", repeat, repeat or sub_epochs == 1, "every pass is a whole one, and sub_epochs cut it up")
+        check("repeat", repeat, repeat or not resume_samples, "every pass begins anew, and resume_samples is not 0")
+        form = Form(dtype=dtype, channels=channels, sample_rate=sample_rate)
         threads = None if threads is None else integer("threads", threads, least=1)
         workers = integer("workers", workers, least=0)
         prefetch = integer("prefetch", prefetch, least=1)
@@ -134,24 +147,34 @@ class ShardLoader:
             window=integer("window", window),
             lanes=None if lanes is None else integer("lanes", lanes),
         )
-        self._device = cuda_device(device)
-        self._sub_epochs = sub_epochs
-        self._rank = rank
-        self._world_size = world_size
-        self._threads = workers or threads or min(_THREADS_MAX, cores())
-        self._prefetch = max(prefetch, self._threads)
-        self._prefetch_bytes = prefetch_bytes
-        self._cache = None if cache_dir is None else ShardCache(cache_dir, cache_bytes)
-        self._reader = Reader(index.store, index.shards, self._cache)
-        self._make = Maker(
-            reader=self._reader,
+        threads = workers or threads or min(_THREADS_MAX, cores())
+        cache = None if cache_dir is None else ShardCache(cache_dir, cache_bytes)
+        reader = Reader(index.store, index.shards, cache)
+        maker = Maker(
+            reader=reader,
             seed=self._sequence.order.seed,
             transform=transform,
             collate=collate,
-            dtype=dtype,
+            form=form,
             skip_errors=on_error == "skip",
         )
-        self._workers = Workers(workers, self._make, prefetch_bytes) if workers else None
+        self._feed = Feed(
+            sequence=self._sequence,
+            reader=reader,
+            cache=cache,
+            maker=maker,
+            workers=Workers(workers, maker, prefetch_bytes) if workers else None,
+            device=cuda_device(device),
+            threads=threads,
+            prefetch=max(prefetch, threads),
+            prefetch_bytes=prefetch_bytes,
+        )
+        if transform is None and collate is None:
+            _ = self.sample_rate  # several are refused here, and not in the middle of an epoch
+        self._ranks = finder(rank, world_size)
+        self._sub_epochs = sub_epochs
+        self._repeat = repeat
+        self._length: tuple[object, int] | None = None
         self._consumed = resume_samples
         self._iteration: object = None
         self.num_excluded = 0
@@ -181,10 +204,12 @@ class ShardLoader:
 
     @property
     def sample_rate(self) -> int:
-        """The dataset's sample rate in Hz; ConfigError if it has several."""
+        """That of batches in Hz, unless a transform changes it; ConfigError if samples have several."""
         rates = sorted(self._sequence.index.totals.sample_rates)
-        check("data", rates, len(rates) == 1, "its samples must have one sample rate: pack with --sample-rate")
-        return rates[0]
+        fix = "Resample them: sample_rate=16000, for instance, or pack with --sample-rate."
+        if self._feed.maker.form.sample_rate is None and len(rates) != 1:
+            raise ConfigError("data", rates, "its samples must have one sample rate", fix=fix)
+        return self._feed.maker.form.sample_rate or rates[0]
 
     def texts(self) -> Iterator[str]:
         """The text of every sample of the dataset, in the shards' order: read from the index, whatever the epoch."""
@@ -195,71 +220,52 @@ class ShardLoader:
                 yield from column.to_pylist()
 
     def __len__(self) -> int:
-        """Steps left in the current sub-epoch. It plans them all, which takes a while for a long epoch by seconds."""
-        return sum(1 for _ in self._steps())
+        """Batches that a `for` over the whole current sub-epoch yields, from where a run on these ranks that is never
+        stopped begins it, however much is consumed. Plans them all, which takes a while for a long epoch by seconds.
+        """
+        _, world_size = self._ranks()
+        this = (self.epoch, self.sub_epoch, world_size, self._sequence.batching)
+        if self._length is None or self._length[0] != this:
+            steps = self._sequence.sub_epoch_steps(self._consumed, world_size=world_size, sub_epochs=self._sub_epochs)
+            self._length = (this, sum(1 for _ in steps))
+        return self._length[1]
+
+    def batches_left(self) -> int:
+        """Batches that the next `for` yields: those left in the current sub-epoch. Plans them all."""
+        return sum(1 for _ in self._steps(self._ranks()[1]))
+
+    def __getitem__(self, index: object) -> NoReturn:
+        """There is no batch by number: this is for a torch DataLoader, which would ask for them."""
+        raise TypeError(
+            "a ShardLoader makes whole batches, in threads or `workers` of its own: iterate over it itself, instead of "
+            "putting it into a torch DataLoader"
+        )
 
     def __iter__(self) -> Iterator[Any]:
         """The rest of the current sub-epoch. A later `for` on the same loader puts an end to an earlier one."""
+        check_process()
+        rank, world_size = self._ranks()
         mine = self._iteration = object()
+        if not self._repeat:
+            self._consumed = 0
         began, end = self._consumed, self._sequence.sub_epoch_end(self._consumed, self._sub_epochs)
-        copier = CudaCopier(self._device) if self._device else None
-        with Ending() as stack:
-            pipeline = self._pipeline(stack, copier)
-            for work, (batch, skipped) in pipeline:
-                if self._iteration is not mine:
-                    raise RuntimeError("another `for` over this loader has begun, or a state was loaded")
-                self._consume(work.consumed, delivered=work.delivered)
-                self.skipped += skipped
-                yield copier.receive(batch) if copier else batch
-        if self._iteration is mine and self._consumed < end:
-            self._consume_excluded(began)
+        try:
+            with Ending() as stack:
+                steps = self._steps(world_size)
+                for work, batch, skipped in self._feed.batches(steps, rank=rank, world_size=world_size, stack=stack):
+                    if self._iteration is not mine:
+                        raise RuntimeError("another `for` over this loader has begun, or a state was loaded")
+                    self._consume(work.place.consumed_samples, delivered=work.delivered)
+                    self.skipped += skipped
+                    yield batch
+            if self._iteration is mine and self._consumed < end:
+                self._consume_excluded(began)
+        finally:
+            if self._iteration is mine and not self._repeat:
+                self._consumed = 0
 
-    def _steps(self) -> Iterator[Step]:
-        return self._sequence.steps(self._consumed, world_size=self._world_size, sub_epochs=self._sub_epochs)
-
-    def _pipeline(
-        self, stack: ExitStack, copier: CudaCopier | None
-    ) -> Pipeline[Work, dict[int, Payload], tuple[Any, list[Skipped]]]:
-        """What reads, decodes and copies ahead, until `stack` is unwound."""
-        # Memory of its own for every loop: what one has lent is never another's, in a forked process least of all.
-        make = self._workers or replace(self._make, empty=pinned if self._device else Arena(self._prefetch_bytes).empty)
-        parallel = self._reader.store.parallel
-        stack.callback(close, self._reader.store)
-        steps = self._steps()
-        prefetch = None
-        if self._cache is not None:
-            stack.enter_context(closing(self._cache))
-            if parallel > 1 and has_room(self._sequence, self._world_size, self._cache.limit_bytes):
-                prefetch = WindowPrefetch(self._sequence, self._reader, self._rank)
-                steps = stack.enter_context(closing(prefetch)).watch(steps)
-
-        def made(work: Work, fetched: list[dict[int, Payload]]) -> tuple[Any, list[Skipped]]:
-            result, skipped = make(work, {i: payload for some in fetched for i, payload in some.items()})
-            batch = finished(work, result)
-            if prefetch is not None:
-                prefetch.made(work.consumed)
-            return copier.send(batch) if copier else batch, skipped
-
-        def reads(work: Work) -> list[Callable[[], dict[int, Payload]]]:
-            """Those of a batch that are worth beginning ahead of its decoding: where each takes a round trip."""
-            if parallel == 1:
-                return []
-            if prefetch is not None:
-                prefetch.begun(work.consumed)
-            pieces = coalesce(work.rows, self._reader.missing(work.rows))
-            return [partial(self._reader.fetch, piece, work.rows) for piece in pieces]
-
-        pipeline = Pipeline(
-            works(self._sequence, steps, self._rank),
-            reads=reads,
-            make=made,
-            size=self._make.size,
-            threads=self._threads,
-            parallel=parallel,
-            most_made=self._prefetch,
-            most_bytes=self._prefetch_bytes,
-        )
-        return stack.enter_context(closing(pipeline))
+    def _steps(self, world_size: int) -> Iterator[Step]:
+        return self._sequence.steps(self._consumed, world_size=world_size, sub_epochs=self._sub_epochs)
 
     def _consume(self, count: int, *, delivered: int) -> None:
         self.num_excluded += count - self._consumed - delivered
@@ -283,6 +289,7 @@ class ShardLoader:
 
         Another batching takes over at the end of the current rung or super-window.
         """
+        check("repeat", self._repeat, self._repeat, "every pass begins anew: there is nothing to go on with")
         self._consumed = self._sequence.restore(state)
         self._iteration = None
         self.num_excluded, self.skipped = 0, []

@@ -11,22 +11,20 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-import numpy.typing as npt
 from isal.isal_zlib import crc32  # zlib's, by the carry-less multiplication of the processor: seven times as fast
 
-from shardpipe.audio import decode_into
 from shardpipe.cache import ShardCache
 from shardpipe.dataset import Index, ShardInfo
-from shardpipe.errors import AudioError, CorruptIndex, ShardError, ShardpipeError, StoreError
+from shardpipe.errors import CorruptIndex, ShardError, StoreError
 from shardpipe.order import Ints, by_shard
 from shardpipe.store import Stat, Store, shown_in
 
-__all__ = ["ByteRange", "Payload", "Reader", "SampleRow", "coalesce", "decode_row", "extras_of", "rows_of"]
+__all__ = ["ByteRange", "Payload", "Reader", "SampleRow", "coalesce", "extras_of", "rows_of"]
 
 # Headers and texts between neighbours are far smaller; what is larger is another member of a foreign tar.
 _GAP = 1 << 16
 
-_NUMBERS = ("audio_offset", "audio_size", "crc32", "frames", "sample_rate")
+_NUMBERS = ("audio_offset", "audio_size", "crc32", "frames", "sample_rate", "channels")
 _STRINGS = ("key", "codec", "text", "extras")
 
 
@@ -41,6 +39,7 @@ class SampleRow(NamedTuple):
     crc32: int
     frames: int
     sample_rate: int
+    channels: int
     key: str
     codec: str
     text: str
@@ -194,18 +193,6 @@ class Reader:
             offset=row.audio_offset,
             fix="The shard has changed since it was indexed: run `shardpipe verify`, then restore or pack it again.",
         )
-
-
-def decode_row(row: SampleRow, payload: Payload, out: npt.NDArray[Any]) -> None:
-    """Puts a sample's mono audio into `out` [frames], float32 in [-1, 1] or int16. Raises the payload's ShardError, and
-    AudioError if it cannot be decoded.
-    """
-    if isinstance(payload, ShardError):
-        raise payload
-    try:
-        decode_into(payload, row.codec, out)
-    except ShardpipeError as error:
-        raise AudioError(error.what, key=row.key, codec=row.codec, where=row.shard_name, fix=error.fix) from error
 
 
 def extras_of(row: SampleRow) -> dict[str, Any]:

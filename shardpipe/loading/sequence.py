@@ -126,6 +126,18 @@ class BatchSequence:
             if step.count >= end:
                 return
 
+    def sub_epoch_steps(self, consumed: int, *, world_size: int = 1, sub_epochs: int = 1) -> Iterator[Step]:
+        """The whole sub-epoch of the count, from where a run that is never stopped begins it on so many ranks."""
+        base = start = consumed // self.num_samples * self.num_samples
+        number = (consumed - base) * sub_epochs // self.num_samples
+        while (start - base) * sub_epochs // self.num_samples < number:
+            before = start
+            for step in self.steps(start, world_size=world_size, sub_epochs=sub_epochs):
+                start = step.count
+            if start in (before, base + self.num_samples):  # a step may hold several small sub-epochs
+                return self.steps(before, world_size=world_size, sub_epochs=sub_epochs)
+        return self.steps(start, world_size=world_size, sub_epochs=sub_epochs)
+
     def sub_epoch_end(self, consumed: int, sub_epochs: int) -> int:
         """The count at which the sub-epoch of `consumed` has had its 1/sub_epochs share of the epoch."""
         epoch, count = divmod(consumed, self.num_samples)
@@ -193,12 +205,16 @@ class BatchSequence:
         return consumed
 
     def _change_batching(self, consumed: int, saved: Batching) -> None:
-        new = replace(self.batching, origin=0)
-        self._changes = [_Change(since=consumed, batching=saved)]
-        if new == replace(saved, origin=0):
-            return
+        new, first = replace(self.batching, origin=0), replace(saved, origin=0)
         epoch, count = divmod(consumed, self.num_samples)
         plan = self._plan(saved)
+        # Of what came before it in this epoch the state says nothing: taken to have been the same.
+        self._changes = [_Change(since=epoch * self.num_samples, batching=first)]
+        if saved != first:
+            since = epoch * self.num_samples + plan.count_at(saved.origin)
+            self._changes.append(_Change(since=since, batching=saved))
+        if new == first:
+            return
         offset = plan.next_boundary(count)
         since = epoch * self.num_samples + plan.count_at(offset)
         if plan.count_at(offset) < self.num_samples:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,19 +12,28 @@ from shardpipe.loading.read import SampleRow, rows_of
 from shardpipe.loading.sequence import BatchSequence
 from shardpipe.order import Step
 
-__all__ = ["Work", "works"]
+__all__ = ["Place", "Work", "works"]
 
 _MOST_SAMPLES = 512
 """Looked up together: what numpy and Arrow cost a call is then little a sample."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where a batch stands in its run."""
+
+    epoch: int
+    consumed_samples: int
+    """Of the run, all ranks together, after this step."""
+    state: dict[str, Any]
+    """What `ShardLoader.load_state_dict` takes to go on after this step; JSON-able."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
     """One batch to make: everything a thread or a process needs to know of it."""
 
-    epoch: int
-    consumed: int
-    """Of the run, all ranks together, after this step."""
+    place: Place
     delivered: int
     """Samples of this step, all ranks together."""
     real: bool
@@ -46,8 +56,7 @@ def works(sequence: BatchSequence, steps: Iterable[Step], rank: int) -> Iterator
         for step, (positions, real) in zip(group, batches):
             stop = start + len(positions)
             yield Work(
-                epoch=epoch,
-                consumed=step.count,
+                place=Place(epoch=epoch, consumed_samples=step.count, state=sequence.state(step.count)),
                 delivered=sum(len(of_rank) for of_rank in step.batches),
                 real=real,
                 rows=rows[start:stop],

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from shardpipe.loading.buffers import Arena, Place, SharedBytes
+from shardpipe.loading.making.buffers import Arena, Room, SharedBytes
 from tests.forking import ended, forked, needs_fork
 
 MIB = 1 << 20
 
 
-def place(array: np.ndarray) -> int:
+def room(array: np.ndarray) -> int:
     return int(array.__array_interface__["data"][0])
 
 
@@ -32,24 +32,24 @@ def test_arrays_are_of_their_shape_and_writable(dtype: str) -> None:
 def test_memory_comes_again_once_nobody_holds_it() -> None:
     arena = Arena(MIB)
     first = arena.empty((4, 1000), "float32")
-    start = place(first)
+    start = room(first)
     view = torch.from_numpy(first)[1:3]  # who holds a part holds the whole
     del first
     other = arena.empty((4, 1000), "float32")
-    assert place(other) != start
+    assert room(other) != start
     view[:] = 5
     del other, view
-    assert place(arena.empty((4, 1000), "float32")) == start
+    assert room(arena.empty((4, 1000), "float32")) == start
 
 
 def test_the_lowest_place_is_taken_and_neighbours_are_joined() -> None:
     arena = Arena(MIB)
     arrays = [arena.empty((MIB // 4,), "uint8") for _ in range(4)]
-    starts = [place(array) for array in arrays]
+    starts = [room(array) for array in arrays]
     assert starts == sorted(starts)
     del arrays[1:3]
-    assert place(arena.empty((MIB // 2,), "uint8")) == starts[1], "two free neighbours are one place"
-    assert place(arena.empty((MIB // 8,), "uint8")) == starts[1]
+    assert room(arena.empty((MIB // 2,), "uint8")) == starts[1], "two free neighbours are one room"
+    assert room(arena.empty((MIB // 8,), "uint8")) == starts[1]
 
 
 def test_a_full_arena_lends_from_elsewhere() -> None:
@@ -63,7 +63,7 @@ def test_a_full_arena_lends_from_elsewhere() -> None:
 
 def test_no_two_threads_are_lent_the_same_bytes() -> None:
     arena = Arena(MIB)
-    start = place(arena.empty((1,), "uint8"))
+    start = room(arena.empty((1,), "uint8"))
     wrong: list[int] = []
 
     def use(seed: int) -> None:
@@ -85,11 +85,11 @@ def test_no_two_threads_are_lent_the_same_bytes() -> None:
         thread.join()
     assert not wrong
     gc.collect()
-    assert place(arena.empty((MIB,), "uint8")) == start, "all of it is free again, and one piece"
+    assert room(arena.empty((MIB,), "uint8")) == start, "all of it is free again, and one piece"
 
 
 def fill(shared: SharedBytes, start: int, size: int) -> None:
-    Place(shared, start, size).empty((2, 500), "uint8")[:] = 3
+    Room(shared, start, size).empty((2, 500), "uint8")[:] = 3
 
 
 def test_a_shared_arena_is_the_same_in_another_process() -> None:
@@ -115,12 +115,12 @@ def test_what_a_shared_arena_lends_from_elsewhere_has_no_place_in_it() -> None:
 
 def test_what_does_not_fit_its_place_lies_elsewhere() -> None:
     shared = SharedBytes(MIB)
-    place = Place(shared, 4096, 100)
-    assert place.empty((101,), "uint8").shape == (101,)
-    assert place.array is None
-    place.empty((10, 5), "int16")[:] = 7
+    room = Room(shared, 4096, 100)
+    assert room.empty((101,), "uint8").shape == (101,)
+    assert room.array is None
+    room.empty((10, 5), "int16")[:] = 7
     assert set(np.frombuffer(shared.memory, "int16", 50, 4096)) == {7}
-    assert Place(shared, None, 100).empty((1,), "uint8").shape == (1,)
+    assert Room(shared, None, 100).empty((1,), "uint8").shape == (1,)
 
 
 @needs_fork

@@ -19,7 +19,8 @@ from shardpipe import Batch, Sample, ShardLoader
 from shardpipe.audio import decode, to_mono
 from shardpipe.dataset import Index
 from shardpipe.errors import AudioError, ConfigError, ShardError, StoreError
-from shardpipe.loading.read import Reader, SampleRow, coalesce, decode_row, extras_of, rows_of
+from shardpipe.loading.making import Form
+from shardpipe.loading.read import Reader, SampleRow, coalesce, extras_of, rows_of
 from shardpipe.store import CountingStore, LocalStore
 from tests.speech import pack_speech
 
@@ -165,7 +166,7 @@ def test_a_transform_that_returns_something_else(data: Path, audio: Any) -> None
         sample.audio = audio
         return sample
 
-    with pytest.raises(ValueError, match="'utt00000' must be float32"):
+    with pytest.raises(ValueError, match="of sample 'utt00000' is .* but it must be float32"):
         list(ShardLoader(data, batch_size=4, shuffle=False, transform=odd))
 
 
@@ -174,7 +175,7 @@ def test_integers_that_would_wrap_are_refused(data: Path) -> None:
         sample.audio = sample.audio.astype(np.int32) * 1000
         return sample
 
-    with pytest.raises(ValueError, match=r"'utt00000' must be int16 \[T\] after the transform, not int32"):
+    with pytest.raises(ValueError, match=r"'utt00000' is int32 \[\d+\], but it must be int16 \[T\]"):
         list(ShardLoader(data, batch_size=4, shuffle=False, dtype="int16", transform=wide))
 
 
@@ -257,7 +258,7 @@ def test_the_decoder_must_agree_with_the_index(data: Path, key: str) -> None:
     row, payload = sample_of(data, key)
     for frames in (row.frames - 1, row.frames + 1):
         with pytest.raises(AudioError, match=f"'{key}'.*{row.frames} frames decoded, {frames} expected"):
-            decode_row(row, payload, np.empty(frames, np.float32))
+            Form().decode(row, payload, np.empty(frames, np.float32))
 
 
 def test_neighbours_are_read_together(data: Path) -> None:
@@ -298,7 +299,16 @@ def test_neighbours_are_read_together(data: Path) -> None:
         ({"batch_size": 4, "threads": 0}, "threads is 0, but it must be at least 1"),
         ({"batch_size": 4, "shuffle": "no"}, "shuffle is 'no', but it must be True or False"),
         ({"batch_size": 4, "cache_dir": ""}, "cache_dir is '', but it must be a path of this machine"),
-        ({"batch_size": 4, "rank": None}, "rank is None, but it must be a whole number"),
+        ({"batch_size": 4, "rank": "1"}, "rank is '1', but it must be a number, \"auto\", or a dimension"),
+        ({"batch_size": 4, "rank": "auto", "world_size": 2}, 'world_size is 2, but rank="auto" finds it'),
+        ({"batch_size": 4, "world_size": 2}, "rank is None, but it must be given, as world_size is 2"),
+        ({"batch_size": 4, "repeat": False, "sub_epochs": 2}, "repeat is False, but every pass is a whole one"),
+        ({"batch_size": 4, "repeat": False, "resume_samples": 2}, "repeat is False, but every pass begins anew"),
+        ({"batch_size": 4, "channels": "both"}, "channels is 'both', but it must be"),
+        ({"batch_size": 4, "channels": -1}, "channels is -1, but it must be"),
+        ({"batch_size": 4, "channels": True}, "channels is True, but it must be"),
+        ({"batch_size": 4, "sample_rate": 0}, "sample_rate is 0, but it must be at least 1"),
+        ({"batch_size": 4, "sample_rate": 10**7}, "sample_rate is 10000000, but it must be 1000000 Hz or less"),
         ({"batch_size": 4, "cache_dir": "c", "cache_bytes": "10GiB"}, "cache_bytes is '10GiB', but it must be a whole"),
     ],
 )

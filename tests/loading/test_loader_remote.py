@@ -247,7 +247,7 @@ def abandon():
     next(loop)
     kept = [loop]
     kept.append(kept)  # as a traceback that somebody keeps does
-    loader._cache._quota.forfeit()
+    loader._feed.cache._quota.forfeit()
 
 faulthandler.dump_traceback_later(60, exit=True)
 gc.disable()
@@ -260,7 +260,7 @@ loader = ShardLoader(
 abandon()
 armed.set()
 while not collected.wait(0.01):
-    loader._cache._quota.forfeit()
+    loader._feed.cache._quota.forfeit()
 while any(thread.name.startswith("shardpipe") for thread in threading.enumerate()):
     time.sleep(0.01)
 assert sum(len(batch.keys) for batch in loader)

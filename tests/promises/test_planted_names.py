@@ -44,6 +44,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def naming(packed: Path, folder: Path, name: str) -> Path:
     """The dataset with another name for its second shard."""
     shutil.copytree(packed, folder)
+    (folder / "shards.list").unlink()
     manifest = json.loads((folder / "shardindex.json").read_bytes())
     manifest["shardlist"][1]["url"] = name
     (folder / "shardindex.json").write_text(json.dumps(manifest))
@@ -95,7 +96,7 @@ def test_what_the_user_names_is_opened(packed: Path, tmp_path: Path) -> None:
     expected = [batch.keys for batch in ShardLoader(packed, batch_size=4)]
     assert [batch.keys for batch in ShardLoader(data, batch_size=4, schemes=["filecache::memory"])] == expected
     assert verify(data, schemes=["filecache::memory"]).ok
-    app(["verify", str(data), "--scheme", "filecache::memory"], standalone_mode=False)
+    app(["verify", str(data), "--jobs", "1", "--scheme", "filecache::memory"], standalone_mode=False)
     app(
         ["at", str(data), "--consumed", "3", "--batch-size", "4", "--scheme", "filecache::memory"],
         standalone_mode=False,

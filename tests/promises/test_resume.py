@@ -196,13 +196,23 @@ def test_sub_epochs_are_shares_of_one_epoch(data: Path, plan: dict[str, Any]) ->
 
 
 @KINDS
-def test_len_is_the_steps_left(data: Path, plan: dict[str, Any]) -> None:
-    loader = ShardLoader(data, sub_epochs=3, world_size=2, **plan)
-    left = len(loader)
-    for taken, _ in enumerate(loader, 1):
-        if loader.sub_epoch == 0:
-            assert len(loader) == left - taken
-    assert taken == left
+@pytest.mark.parametrize("world_size", [1, 2, 5])
+@pytest.mark.parametrize("sub_epochs", [1, 3, 40])
+def test_len_is_what_a_for_yields_wherever_the_run_is(
+    data: Path, plan: dict[str, Any], sub_epochs: int, world_size: int
+) -> None:
+    options = {**plan, "sub_epochs": sub_epochs, "rank": world_size - 1, "world_size": world_size}
+    loader = ShardLoader(data, **options)
+    while loader.epoch < 2:
+        place, whole = (loader.epoch, loader.sub_epoch), len(loader)
+        assert loader.batches_left() == whole
+        for taken, _ in enumerate(loader, 1):
+            if (loader.epoch, loader.sub_epoch) == place:
+                assert (len(loader), loader.batches_left()) == (whole, whole - taken)
+                resumed = ShardLoader(data, **options)
+                resumed.load_state_dict(loader.state_dict())
+                assert (len(resumed), resumed.batches_left()) == (whole, whole - taken)
+        assert taken == whole
 
 
 @KINDS

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,6 +22,7 @@ from torch.optim import Optimizer
 
 from shardpipe.errors import StoreError
 from shardpipe.train.checkpoints.marker import Checkpoint
+from shardpipe.train.compat import maybe_alone
 from shardpipe.train.parallel import World
 
 __all__ = ["restore", "save_tensors"]
@@ -57,8 +55,8 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer, worl
     model_state, optimizer_state = get_state_dict(model, optimizer)
     state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state}
     try:
-        with _alone_on_purpose():
-            load(state, storage_reader=_Reader(checkpoint.path, metadata), planner=_Planner(), no_dist=world.size == 1)
+        with maybe_alone(load, world.size == 1) as how:
+            load(state, storage_reader=_Reader(checkpoint.path, metadata), planner=_Planner(), **how)
         set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     except (CheckpointException, Exception) as error:  # the first is none of the second
         raise _damaged(checkpoint, f"its tensors cannot be loaded ({_cause_of(error)})") from error
@@ -131,8 +129,8 @@ def save_tensors(folder: Path, model: nn.Module, optimizer: Optimizer, world: Wo
     model_state, optimizer_state = get_state_dict(model, optimizer)
     try:
         state = {"model": model_state, "optimizer": optimizer_state}
-        with _alone_on_purpose():
-            save(state, storage_writer=_Writer(folder, overwrite=False), no_dist=world.size == 1)
+        with maybe_alone(save, world.size == 1) as how:
+            save(state, storage_writer=_Writer(folder, overwrite=False), **how)
     except CheckpointException as error:
         fix = "Check the disk, then run the same command again: it goes on from the last checkpoint."
         raise StoreError(f"cannot be written ({_cause_of(error)})", url=str(folder), fix=fix) from error
@@ -143,14 +141,6 @@ class _Writer(FileSystemWriter):
 
     def storage_meta(self) -> StorageMeta | None:
         return StorageMeta()
-
-
-@contextmanager
-def _alone_on_purpose() -> Iterator[None]:
-    """Keeps torch from warning that one process saves or loads alone."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
 
 
 def _cause_of(error: BaseException) -> str:

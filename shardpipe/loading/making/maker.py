@@ -1,7 +1,9 @@
-"""One batch: its samples decoded, transformed and padded. Any thread or process may make any batch."""
+"""Making a batch: its samples decoded, transformed and padded."""
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,48 +13,18 @@ import numpy.typing as npt
 import torch
 
 from shardpipe.errors import AudioError, ShardError
-from shardpipe.loading.buffers import Empty, memory_for
-from shardpipe.loading.read import Payload, Reader, SampleRow, decode_row, extras_of
-from shardpipe.loading.work import Work
+from shardpipe.loading.making.batch import Batch, Sample
+from shardpipe.loading.making.buffers import Empty, memory_for
+from shardpipe.loading.making.form import Form
+from shardpipe.loading.read import Payload, Reader, SampleRow, extras_of
+from shardpipe.loading.work import Place, Work
 from shardpipe.order import AUGMENT, hash_key
 from shardpipe.settings import check
 
-__all__ = ["Batch", "Collate", "Maker", "Padded", "Sample", "Skipped", "Transform", "finished"]
+__all__ = ["Collate", "Maker", "Padded", "Skipped", "Transform", "finished"]
 
-Transform = Callable[["Sample", np.random.Generator], "Sample"]
-Collate = Callable[[list["Sample"]], Any]
-
-
-@dataclass(kw_only=True, slots=True)
-class Sample:
-    """One utterance as a transform gets it: `audio` is [T], float32 in [-1, 1] or int16."""
-
-    key: str
-    text: str
-    audio: npt.NDArray[Any]
-    sample_rate: int
-    extras: dict[str, Any]
-    weight: float = 1.0
-    """0 for a repeat that fills an epoch's last step, and for a sample that was skipped; else 1."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """What one rank takes in one micro-step: B samples, padded at the end with silence to the longest, T."""
-
-    audio: torch.Tensor
-    """[B, T], float32 in [-1, 1] or int16; on the loader's device."""
-    lengths: torch.Tensor
-    """[B], int64: each sample's length before padding."""
-    weights: torch.Tensor
-    """[B], float32: 1 for a sample that counts, 0 for a repeat or a skipped sample."""
-    keys: list[str]
-    texts: list[str]
-    extras: list[dict[str, Any]]
-    sample_rate: int
-    epoch: int
-    consumed_samples: int
-    """Of the run, all ranks together, after this step."""
+Transform = Callable[[Sample, np.random.Generator], Sample]
+Collate = Callable[[list[Sample]], Any] | Callable[[list[Sample], Place], Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +32,7 @@ class Padded:
     """What a Batch is made of, as it travels between processes."""
 
     audio: npt.NDArray[Any] | tuple[int, ...]
-    """[B, T]; its shape if it lies in memory that the processes share."""
+    """As in Batch; its shape if it lies in memory that the processes share."""
     lengths: list[int]
     weights: list[float]
     keys: list[str]
@@ -88,7 +60,7 @@ class Maker:
     seed: int
     transform: Transform | None
     collate: Collate | None
-    dtype: str
+    form: Form
     skip_errors: bool
     empty: Empty = np.empty
     """Where the memory of padded audio comes from."""
@@ -110,33 +82,35 @@ class Maker:
             return self._straight(work, fetched, skipped)
         samples: dict[int, Sample] = {}
         for i, payload in self.reader.payloads(work.rows, fetched):
-            sample = self._sample(work.rows[i], payload, work.epoch, skipped)
+            sample = self._sample(work.rows[i], payload, work.place.epoch, skipped)
             if self.transform is not None and sample.weight:
-                sample = self._transformed(self.transform, sample, work.epoch, work.ordinals[i])
+                sample = self._transformed(self.transform, sample, work.place.epoch, work.ordinals[i])
             samples[i] = sample if work.real else replace(sample, weight=0.0)
         ordered = [samples[i] for i in range(len(samples))]
-        return self.collate(ordered) if self.collate else self._padded(ordered)
+        if self.collate is None:
+            return self._padded(ordered)
+        collate: Callable[..., Any] = self.collate
+        return collate(ordered, work.place) if _asks_for_place(collate) else collate(ordered)
 
     def size(self, work: Work) -> int:
         """Bytes of a batch's payloads and of its padded audio."""
-        frames = len(work.rows) * max(row.frames for row in work.rows)
-        return sum(row.audio_size for row in work.rows) + frames * np.dtype(self.dtype).itemsize
+        padded = math.prod(self.form.shape(work.rows)) * np.dtype(self.form.dtype).itemsize
+        return sum(row.audio_size for row in work.rows) + padded
 
     def _straight(self, work: Work, fetched: Mapping[int, Payload], skipped: list[Skipped]) -> Padded:
         """Decodes into the padded batch itself."""
         rows = work.rows
-        rates = {row.sample_rate for row in rows}
+        rates = {self.form.rate(row) for row in rows}
         _check_rates(rates)
-        weights = [float(work.real)] * len(rows)
-        audio = memory_for(self.empty, len(rows), max(row.frames for row in rows), self.dtype)
+        weights, lengths = [float(work.real)] * len(rows), [self.form.frames(row) for row in rows]
+        audio = memory_for(self.empty, self.form.shape(rows), self.form.dtype)
         for i, payload in self.reader.payloads(rows, fetched):
-            frames = rows[i].frames
-            if not self._decoded(rows[i], payload, audio[i, :frames], work.epoch, skipped):
+            if not self._decoded(rows[i], payload, audio[i, ..., : lengths[i]], work.place.epoch, skipped):
                 weights[i] = 0.0
-            _silence(audio[i, frames:])
+            _silence(audio[i, ..., lengths[i] :])
         return Padded(
             audio=audio,
-            lengths=[row.frames for row in rows],
+            lengths=lengths,
             weights=weights,
             keys=[row.key for row in rows],
             texts=[row.text for row in rows],
@@ -149,7 +123,7 @@ class Maker:
     ) -> bool:
         """Whether `out` holds the sample's audio, and not the silence of one that is skipped."""
         try:
-            decode_row(row, payload, out)
+            self.form.decode(row, payload, out)
             return True
         except (AudioError, ShardError) as error:
             if not self.skip_errors:
@@ -159,12 +133,10 @@ class Maker:
             return False
 
     def _sample(self, row: SampleRow, payload: Payload, epoch: int, skipped: list[Skipped]) -> Sample:
-        audio = memory_for(np.empty, 1, row.frames, self.dtype)[0]
+        audio = memory_for(np.empty, self.form.shape([row]), self.form.dtype)[0]
         weight = float(self._decoded(row, payload, audio, epoch, skipped))
-        extras = extras_of(row)
-        return Sample(
-            key=row.key, text=row.text, audio=audio, sample_rate=row.sample_rate, extras=extras, weight=weight
-        )
+        rate, extras = self.form.rate(row), extras_of(row)
+        return Sample(key=row.key, text=row.text, audio=audio, sample_rate=rate, extras=extras, weight=weight)
 
     def _transformed(self, transform: Transform, sample: Sample, epoch: int, ordinal: int) -> Sample:
         key = hash_key(self.seed, epoch, AUGMENT, ordinal)[0]
@@ -180,18 +152,14 @@ class Maker:
 
     def _padded(self, samples: list[Sample]) -> Padded:
         _check_rates({sample.sample_rate for sample in samples})
-        lengths = [len(sample.audio) for sample in samples]
-        audio = memory_for(self.empty, len(samples), max(lengths), self.dtype)
-        for row, sample in zip(audio, samples):
-            floats = audio.dtype.kind == sample.audio.dtype.kind == "f"
-            # Wider integers would wrap.
-            if sample.audio.ndim != 1 or not (floats or sample.audio.dtype == audio.dtype):
-                found = f"{sample.audio.dtype} {list(sample.audio.shape)}"
-                raise ValueError(
-                    f"the audio of sample {sample.key!r} must be {self.dtype} [T] after the transform, not {found}"
-                )
-            row[: len(sample.audio)] = sample.audio
-            _silence(row[len(sample.audio) :])
+        found = [self._checked(sample) for sample in samples]
+        lengths = [audio.shape[-1] for audio in found]
+        audio = memory_for(self.empty, (len(found), *found[0].shape[:-1], max(lengths)), self.form.dtype)
+        for row, one, sample in zip(audio, found, samples):
+            if one.shape[:-1] != row.shape[:-1]:
+                raise _strange(sample, f"{list(one.shape)}, and of others {list(found[0].shape)}: channels must agree")
+            row[..., : one.shape[-1]] = one
+            _silence(row[..., one.shape[-1] :])
         return Padded(
             audio=audio,
             lengths=lengths,
@@ -202,6 +170,36 @@ class Maker:
             sample_rate=samples[0].sample_rate,
         )
 
+    def _checked(self, sample: Sample) -> npt.NDArray[Any]:
+        """The audio that a transform has left, as an array. Raises ValueError for what can be no audio."""
+        given: Any = sample.audio
+        audio = given.detach().cpu().numpy() if isinstance(given, torch.Tensor) else np.asarray(given)
+        wanted, keeps = np.dtype(self.form.dtype), self.form.channels == "keep"
+        # Wider integers would wrap.
+        if audio.ndim != 1 + keeps or not (audio.dtype == wanted or audio.dtype.kind == wanted.kind == "f"):
+            rule = f"it must be {wanted} {'[C, T]' if keeps else '[T]'}"
+            raise _strange(sample, f"{audio.dtype} {list(audio.shape)}, but {rule}")
+        if not audio.size:
+            raise _strange(sample, "empty: leave samples out by min_seconds and max_seconds")
+        # A sum that is finite has no NaN in it; one that is not may have overflowed.
+        if wanted.kind == "f" and not (np.isfinite(audio.sum()) or np.isfinite(audio).all()):
+            raise _strange(sample, "not all numbers: it has NaN or infinity in it")
+        return audio
+
+
+def _asks_for_place(collate: Callable[..., Any]) -> bool:
+    """Whether a function cannot do without a second argument."""
+    try:
+        parameters = inspect.signature(collate).parameters.values()
+    except ValueError:  # built into Python, and without one
+        return False
+    needed = [p for p in parameters if p.kind <= p.POSITIONAL_OR_KEYWORD and p.default is p.empty]
+    return len(needed) > 1
+
+
+def _strange(sample: Sample, what: str) -> ValueError:
+    return ValueError(f"after the transform the audio of sample {sample.key!r} is {what}")
+
 
 def _silence(audio: npt.NDArray[Any]) -> None:
     # As bytes, which numpy sets by memset; numbers it sets one by one.
@@ -209,7 +207,7 @@ def _silence(audio: npt.NDArray[Any]) -> None:
 
 
 def _check_rates(rates: set[int]) -> None:
-    check("sample_rate", rates, len(rates) == 1, "a batch must have one: pack with --sample-rate, or transform to one")
+    check("sample_rate", rates, len(rates) == 1, "a batch must have one: give it, or transform to one")
 
 
 def finished(work: Work, made: Any) -> Any:
@@ -225,6 +223,7 @@ def finished(work: Work, made: Any) -> Any:
         texts=made.texts,
         extras=made.extras,
         sample_rate=made.sample_rate,
-        epoch=work.epoch,
-        consumed_samples=work.consumed,
+        epoch=work.place.epoch,
+        consumed_samples=work.place.consumed_samples,
+        state=work.place.state,
     )

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from shardpipe.errors import ShardpipeError
 
-__all__ = ["Arena", "Empty", "Place", "SharedBytes", "memory_for"]
+__all__ = ["Arena", "Empty", "Room", "SharedBytes", "memory_for"]
 
 _ALIGNMENT = 4096
 _MOST = 1 << 32
@@ -33,12 +33,12 @@ Empty: TypeAlias = Callable[[tuple[int, ...], str], npt.NDArray[Any]]
 """An array of a shape and dtype, its content undefined."""
 
 
-def memory_for(empty: Empty, samples: int, frames: int, dtype: str) -> npt.NDArray[Any]:
-    """[samples, frames] from `empty`. Raises ShardpipeError where there is not so much memory."""
+def memory_for(empty: Empty, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
+    """An array from `empty`. Raises ShardpipeError where there is not so much memory."""
     try:
-        return empty((samples, frames), dtype)
+        return empty(shape, dtype)
     except (MemoryError, OverflowError, ValueError, RuntimeError) as error:  # numpy's and torch's words for it
-        what = f"there is no memory for a batch of {samples} samples, padded to {frames} frames"
+        what = f"there is no memory for a batch of {shape[0]} samples, padded to {shape[-1]} frames"
         raise ShardpipeError(what, fix="Leave longer samples out (max_seconds), or take smaller batches.") from error
 
 
@@ -141,7 +141,7 @@ class SharedBytes:
             os.close(self._descriptor)
 
 
-class Place:
+class Room:
     """Bytes that another process has lent this one, for one array."""
 
     def __init__(self, shared: SharedBytes, start: int | None, size: int) -> None:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from shardpipe.errors import ConfigError
-from shardpipe.loading.batch import Batch
+from shardpipe.loading.making.batch import Batch
 from shardpipe.settings import check
 
 __all__ = ["CudaCopier", "cuda_device", "pinned"]

@@ -28,8 +28,8 @@ from weakref import finalize
 import numpy as np
 
 from shardpipe.errors import ConfigError, ShardpipeError
-from shardpipe.loading.batch import Maker, Padded, Skipped
-from shardpipe.loading.buffers import Arena, Place, SharedBytes, memory_for
+from shardpipe.loading.making.buffers import Arena, Room, SharedBytes, memory_for
+from shardpipe.loading.making.maker import Maker, Padded, Skipped
 from shardpipe.loading.read import Payload
 from shardpipe.loading.work import Work
 from shardpipe.runtime import abandoned, after_fork, exit_with_parent
@@ -79,7 +79,7 @@ class Workers:
 class _Pool:
     def __init__(self, number: int, make: Maker, size: int) -> None:
         self.broken = False
-        self._dtype = make.dtype
+        self._form = make.form
         self._arena = Arena(size, shared=True)
         self._idle: SimpleQueue[tuple[BaseProcess, Connection]] = SimpleQueue()
         # spawn: a fork would copy the locks of threads that do not live on in it.
@@ -96,13 +96,12 @@ class _Pool:
     def make(self, work: Work, fetched: Mapping[int, Payload]) -> tuple[Any, list[Skipped]]:
         sent = {i: bytes(payload) if isinstance(payload, memoryview) else payload for i, payload in fetched.items()}
         # Room for the batch unless a transform lengthens it.
-        room = memory_for(self._arena.empty, len(work.rows), max(row.frames for row in work.rows), self._dtype)
+        room = memory_for(self._arena.empty, self._form.shape(work.rows), self._form.dtype)
         error, trace, made, skipped = self._ask(work, sent, self._arena.start(room), room.nbytes)
         if error is not None:
             raise error from _Trace(trace)
         if isinstance(made, Padded) and isinstance(made.audio, tuple):
-            frames = made.audio[0] * made.audio[1]
-            made = replace(made, audio=room.reshape(-1)[:frames].reshape(made.audio))
+            made = replace(made, audio=room.reshape(-1)[: math.prod(made.audio)].reshape(made.audio))
         return made, skipped
 
     def _ask(self, *question: Any) -> tuple[Exception | None, str, Any, list[Skipped]]:
@@ -169,10 +168,10 @@ def _serve(connection: Connection, make: Maker, shared: SharedBytes) -> None:
 def _answer(
     make: Maker, shared: SharedBytes, work: Work, fetched: Mapping[int, Payload], start: int | None, size: int
 ) -> Any:
-    place = Place(shared, start, size)
+    room = Room(shared, start, size)
     try:
-        made, skipped = replace(make, empty=place.empty)(work, fetched)
-        if isinstance(made, Padded) and isinstance(made.audio, np.ndarray) and made.audio is place.array:
+        made, skipped = replace(make, empty=room.empty)(work, fetched)
+        if isinstance(made, Padded) and isinstance(made.audio, np.ndarray) and made.audio is room.array:
             made = replace(made, audio=made.audio.shape)
         return ForkingPickler.dumps((None, "", made, skipped))
     except Exception as error:

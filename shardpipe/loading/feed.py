@@ -1,0 +1,88 @@
+"""What goes on ahead of a loop: reading, decoding, copying, in threads and within bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from shardpipe.cache import ShardCache
+from shardpipe.loading.making import Arena, CudaCopier, Maker, Skipped, Workers, finished, pinned
+from shardpipe.loading.pipeline import Pipeline
+from shardpipe.loading.prefetch import WindowPrefetch, has_room
+from shardpipe.loading.read import Payload, Reader, coalesce
+from shardpipe.loading.sequence import BatchSequence
+from shardpipe.loading.work import Work, works
+from shardpipe.order import Step
+from shardpipe.store import close
+
+__all__ = ["Feed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feed:
+    """Makes the batches of a rank, ahead of whoever iterates; holds no place in the run."""
+
+    sequence: BatchSequence
+    reader: Reader
+    cache: ShardCache | None
+    maker: Maker
+    workers: Workers | None
+    device: torch.device | None
+    threads: int
+    prefetch: int
+    prefetch_bytes: int
+
+    def batches(
+        self, steps: Iterator[Step], *, rank: int, world_size: int, stack: ExitStack
+    ) -> Iterator[tuple[Work, Any, list[Skipped]]]:
+        """(work, its batch, what of it was skipped), until `stack` is unwound."""
+        copier = CudaCopier(self.device) if self.device else None
+        for work, (batch, skipped) in self._pipeline(steps, rank, world_size, stack, copier):
+            yield work, copier.receive(batch) if copier else batch, skipped
+
+    def _pipeline(
+        self, steps: Iterator[Step], rank: int, world_size: int, stack: ExitStack, copier: CudaCopier | None
+    ) -> Pipeline[Work, dict[int, Payload], tuple[Any, list[Skipped]]]:
+        # Memory of its own for every loop: what one has lent is never another's, in a forked process least of all.
+        make = self.workers or replace(self.maker, empty=pinned if copier else Arena(self.prefetch_bytes).empty)
+        parallel = self.reader.store.parallel
+        stack.callback(close, self.reader.store)
+        prefetch = None
+        if self.cache is not None:
+            stack.enter_context(closing(self.cache))
+            if parallel > 1 and has_room(self.sequence, world_size, self.cache.limit_bytes):
+                prefetch = WindowPrefetch(self.sequence, self.reader, rank)
+                steps = stack.enter_context(closing(prefetch)).watch(steps)
+
+        def made(work: Work, fetched: list[dict[int, Payload]]) -> tuple[Any, list[Skipped]]:
+            result, skipped = make(work, {i: payload for some in fetched for i, payload in some.items()})
+            batch = finished(work, result)
+            if prefetch is not None:
+                prefetch.made(work.place.consumed_samples)
+            return copier.send(batch) if copier else batch, skipped
+
+        def reads(work: Work) -> list[Callable[[], dict[int, Payload]]]:
+            """Those of a batch that are worth beginning ahead of its decoding: where each takes a round trip."""
+            if parallel == 1:
+                return []
+            if prefetch is not None:
+                prefetch.begun(work.place.consumed_samples)
+            pieces = coalesce(work.rows, self.reader.missing(work.rows))
+            return [partial(self.reader.fetch, piece, work.rows) for piece in pieces]
+
+        pipeline = Pipeline(
+            works(self.sequence, steps, rank),
+            reads=reads,
+            make=made,
+            size=self.maker.size,
+            threads=self.threads,
+            parallel=parallel,
+            most_made=self.prefetch,
+            most_bytes=self.prefetch_bytes,
+        )
+        return stack.enter_context(closing(pipeline))

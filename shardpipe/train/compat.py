@@ -1,0 +1,20 @@
+"""What torch has changed since the oldest version that pyproject.toml admits, met here and nowhere else."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+__all__ = ["maybe_alone"]
+
+
+@contextmanager
+def maybe_alone(function: Callable[..., Any], alone: bool) -> Iterator[dict[str, Any]]:
+    """Arguments with which DCP's `save` or `load` takes this process for all there are, if it is, without a warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is (disabled|unavailable)")
+        # `save` has had it since 2.7; before, it found that out by itself.
+        yield {"no_dist": alone} if "no_dist" in inspect.signature(function).parameters else {}

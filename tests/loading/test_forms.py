@@ -1,0 +1,188 @@
+"""Channels and rates: whatever samples have in their files, a batch has them in one form, as long as the plan said."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from shardpipe import Sample, ShardLoader
+from shardpipe.audio import decode, resampled_frames
+from shardpipe.dataset import Index
+from shardpipe.errors import AudioError, ConfigError
+from shardpipe.pack import PackOptions, pack
+from tests.speech import make_audio
+
+RATES = (8000, 16000, 22050, 44100, 48000)
+OPTIONS: dict[str, Any] = {"batch_size": 3, "shuffle": False, "window": 8}
+
+
+def write(folder: Path, name: str, audio: np.ndarray[Any, Any], rate: int) -> dict[str, str]:
+    """A line for a list, and its file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    subtype = "PCM_16"
+    soundfile.write(folder / f"{name}.flac", audio, rate, format="FLAC", subtype=subtype)
+    return {"key": name, "wav": f"{name}.flac", "txt": "a text"}
+
+
+def packed(folder: Path, lines: list[dict[str, Any]], **options: Any) -> Path:
+    (folder / "data.list").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = folder / f"packed{len(list(folder.glob('packed*')))}"
+    pack(folder / "data.list", out, options=PackOptions(shard_samples=4, **options))
+    return out
+
+
+@pytest.fixture(scope="module")
+def stereo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two channels of opposite phase, and others of different content."""
+    folder = tmp_path_factory.mktemp("stereo")
+    one = make_audio(1600, seed=1)
+    opposite = np.concatenate([one, -one], axis=1)
+    different = make_audio(2400, channels=2, seed=2)
+    return packed(folder, [write(folder, "opposite", opposite, 16000), write(folder, "different", different, 16000)])
+
+
+@pytest.fixture(scope="module")
+def rates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a list of every rate, mono and stereo."""
+    folder = tmp_path_factory.mktemp("rates")
+    lines = [
+        write(folder, f"utt{rate}-{channels}", make_audio(rate // 3 + channels, rate=rate, channels=channels), rate)
+        for rate in RATES
+        for channels in (1, 2)
+    ]
+    return packed(folder, lines)
+
+
+def payloads(data: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """[frames, channels] of every sample."""
+    index = Index.load(str(data))
+    found = {}
+    for shard in range(len(index.shards)):
+        for row in index.rows(shard).to_pylist():
+            payload = index.store.read(index.shards[shard].name, row["audio_offset"], row["audio_size"])
+            found[row["key"]] = decode(payload, row["codec"])
+    return found
+
+
+@pytest.mark.parametrize("options", [{}, {"workers": 1}, {"collate": len}], ids=["straight", "workers", "collate"])
+def test_several_channels_are_refused_with_the_choice(stereo: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="'opposite' has 2 channels") as caught:
+        list(ShardLoader(stereo, **OPTIONS, **options))
+    for choice in ("channels=0", 'channels="mix", as it was up to version 0.1', 'channels="keep"'):
+        assert choice in str(caught.value)
+
+
+def test_skipping_errors_skips_no_channels(stereo: Path) -> None:
+    with pytest.raises(ConfigError, match="has 2 channels"):
+        list(ShardLoader(stereo, on_error="skip", **OPTIONS))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int16"])
+@pytest.mark.parametrize("through", ["straight", "transform", "workers"])
+def test_one_channel_the_mean_or_all(stereo: Path, dtype: Any, through: str) -> None:
+    how: dict[str, Any] = {"straight": {}, "transform": {"transform": same}, "workers": {"workers": 1}}[through]
+    scale = 1 if dtype == "float32" else 32768
+    whole = {key: audio * scale for key, audio in payloads(stereo).items()}
+    for channels, expected in (
+        (0, lambda audio: audio[:, 0]),
+        (1, lambda audio: audio[:, 1]),
+        ("mix", lambda audio: audio.mean(axis=1)),
+        ("keep", lambda audio: audio.T),
+    ):
+        (batch,) = ShardLoader(stereo, channels=channels, dtype=dtype, **OPTIONS, **how)
+        assert batch.audio.shape == ((2, 2, 2400) if channels == "keep" else (2, 2400))
+        for i, key in enumerate(batch.keys):
+            length = int(batch.lengths[i])
+            wanted = expected(whole[key])
+            assert np.abs(batch.audio[i, ..., :length].numpy() - wanted).max() <= (1e-7 if dtype == "float32" else 0.5)
+            assert not batch.audio[i, ..., length:].any()
+    (mixed,) = ShardLoader(stereo, channels="mix", **OPTIONS)
+    assert not mixed.audio[mixed.keys.index("opposite")].any(), "which is why nobody is given it unasked"
+
+
+def same(sample: Sample, rng: np.random.Generator) -> Sample:
+    assert sample.audio.ndim in (1, 2)
+    return sample
+
+
+def test_a_channel_that_is_not_there(stereo: Path, rates: Path) -> None:
+    with pytest.raises(ConfigError, match="channels is 2, but the sample 'opposite' has 2 channels"):
+        list(ShardLoader(stereo, channels=2, **OPTIONS))
+    with pytest.raises(ConfigError, match="channels is 1, but the sample 'utt8000-1' has 1 channel"):
+        list(ShardLoader(rates, channels=1, sample_rate=8000, **OPTIONS))
+    assert sum(len(batch.keys) for batch in ShardLoader(rates, channels=0, sample_rate=8000, **OPTIONS)) == 10
+
+
+def test_all_channels_of_samples_that_have_other_numbers_of_them(rates: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'utt8000-2' has 2 channels, and 'utt8000-1' has 1"):
+        list(ShardLoader(rates, channels="keep", sample_rate=8000, **OPTIONS))
+    one_by_one = ShardLoader(rates, batch_size=1, shuffle=False, channels="keep", sample_rate=8000)
+    assert [batch.audio.shape[:2] for batch in one_by_one] == [(1, 1), (1, 2)] * 5
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 44100])
+@pytest.mark.parametrize("options", [{}, {"workers": 1}, {"transform": same}], ids=["threads", "workers", "transform"])
+def test_mixed_rates_come_as_from_a_corpus_packed_at_that_rate(
+    rates: Path, tmp_path: Path, rate: int, options: dict[str, Any]
+) -> None:
+    list_of = rates.parent / "data.list"
+    pack(list_of, tmp_path / "at", options=PackOptions(shard_samples=4, sample_rate=rate, format="wav"))
+    rows = {row["key"]: row for shard in range(3) for row in Index.load(str(rates)).rows(shard).to_pylist()}
+    pairs = zip(
+        ShardLoader(rates, channels="mix", sample_rate=rate, **OPTIONS, **options),
+        ShardLoader(tmp_path / "at", channels="mix", **OPTIONS),
+        strict=True,
+    )
+    for batch, packed_there in pairs:
+        assert batch.keys == packed_there.keys
+        assert batch.sample_rate == packed_there.sample_rate == rate
+        assert batch.lengths.tolist() == packed_there.lengths.tolist()
+        for key, length in zip(batch.keys, batch.lengths.tolist()):
+            assert length == resampled_frames(rows[key]["frames"], rows[key]["sample_rate"], rate)
+        assert (batch.audio - packed_there.audio).abs().max() < 1e-4
+        assert batch.audio.abs().max() <= 1
+    for batch, packed_there in zip(
+        ShardLoader(rates, channels=0, sample_rate=rate, dtype="int16", **OPTIONS, **options),
+        ShardLoader(tmp_path / "at", channels=0, dtype="int16", **OPTIONS),
+    ):
+        assert (batch.audio.int() - packed_there.audio.int()).abs().max() <= 1
+
+
+def test_batches_by_seconds_keep_their_budget_at_any_rate(rates: Path) -> None:
+    for batch in ShardLoader(rates, batch_seconds=0.8, channels="mix", sample_rate=16000, window=8):
+        assert batch.audio.shape[0] * batch.audio.shape[1] / 16000 <= 0.8 + len(batch.keys) / 16000
+
+
+def test_several_rates_are_refused_at_once_unless_somebody_sees_to_them(rates: Path) -> None:
+    with pytest.raises(ConfigError, match=r"\[8000, 16000, 22050, 44100, 48000\].*sample_rate=16000"):
+        ShardLoader(rates, channels="mix", **OPTIONS)
+    with pytest.raises(ConfigError, match=r"a batch must have one: give it, or transform to one"):
+        list(ShardLoader(rates, channels="mix", transform=same, **OPTIONS))
+    lengths = ShardLoader(rates, channels="mix", collate=lambda samples: [s.sample_rate for s in samples], **OPTIONS)
+    assert [rate for batch in lengths for rate in batch] == [rate for rate in RATES for _ in range(2)]
+    loader = ShardLoader(rates, channels="mix", sample_rate=12000, **OPTIONS)
+    assert loader.sample_rate == 12000
+
+
+def test_what_is_too_short_for_a_rate(tmp_path: Path) -> None:
+    lines = [write(tmp_path, name, make_audio(frames), 48000) for name, frames in (("short", 1), ("long", 99))]
+    data = packed(tmp_path, lines)
+    with pytest.raises(AudioError, match="'short'.*1 frames at 48000 Hz are none at 16000 Hz"):
+        list(ShardLoader(data, sample_rate=16000, **OPTIONS))
+    loader = ShardLoader(data, sample_rate=16000, on_error="skip", **OPTIONS)
+    (batch,) = loader
+    assert dict(zip(batch.keys, batch.weights.tolist())) == {"short": 0.0, "long": 1.0}
+    assert [skipped.key for skipped in loader.skipped] == ["short"]
+
+
+def test_a_file_in_memory_is_no_other(stereo: Path) -> None:
+    """The decoders agree with soundfile on which channel is which."""
+    audio = payloads(stereo)["different"]
+    file = io.BytesIO((stereo.parent / "different.flac").read_bytes())
+    assert np.array_equal(audio, soundfile.read(file, dtype="float32")[0])
