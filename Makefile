@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := -m pip install --disable-pip-version-check --progress-bar off --quiet
 PIP := $(BIN)/python $(PIP_INSTALL)
 OLDEST := .venv-oldest
+BARE := .venv-bare
 OLDEST_TORCH := $(shell sed -n 's/.*"torch>=\([0-9.]*\)".*/\1/p' pyproject.toml)
 
 .PHONY: demo test test-oldest test-bare bench bench-env clean help
@@ -28,6 +29,13 @@ test: $(VENV)/installed-dev
 test-oldest: $(OLDEST)/installed
 	$(OLDEST)/bin/pytest -n auto --dist worksteal
 
+# A wheel without extras, in an environment of its own, as somebody has it who trains in a loop of his own.
+test-bare: | $(BIN)/python
+	rm -rf $(BARE) && $(BIN)/python -m venv $(BARE)
+	$(BIN)/python $(PIP_INSTALL) build && $(BIN)/python -m build --wheel --outdir $(BARE)/wheel . >$(BARE)/build.log
+	$(BARE)/bin/python $(PIP_INSTALL) $(BARE)/wheel/shardpipe-*.whl
+	cd $(BARE) && bin/python ../tools/try_wheel.py
+
 # SPEECH=DIR is what tools/get_speech.py has made, WORK=DIR where corpora are kept.
 CORPUS := $(if $(SPEECH),--speech $(SPEECH)) $(if $(WORK),--work $(WORK))
 PEERS := $(wildcard benchmarks/peers/env-*)
@@ -41,7 +49,7 @@ bench: bench-env
 bench-env: $(VENV)/installed-bench $(PEERS:%=%/.venv/installed)
 
 clean:
-	rm -rf $(VENV) $(OLDEST) benchmarks/peers/*/.venv dist build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(BARE) benchmarks/peers/*/.venv dist build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps name what is installed, so that a second run goes straight to work; a changed pyproject.toml installs again.

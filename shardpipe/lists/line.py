@@ -31,6 +31,8 @@ class Utterance:
     """Further fields of the list, JSON values by name."""
     where: str
     """`file:line`, for messages."""
+    channel: int | None = None
+    """The one that is meant of several, from 0 on; None leaves them as they are."""
 
 
 Entry: TypeAlias = Utterance | ListError

@@ -25,8 +25,8 @@ def read_list(
 ) -> Iterator[Utterance]:
     """The utterances of a data.list file or a Kaldi directory, in the list's order.
 
-    data.list: one JSON object a line with `key`, `wav`, `txt` and perhaps `start` and `end` in seconds; what else it
-    holds is kept in `extras`. Kaldi: wav.scp and text, and, if there, segments and utt2spk (extras["speaker"]).
+    data.list: one JSON object a line with `key`, `wav`, `txt`, perhaps `start` and `end` in seconds, `channel`; what it
+    holds else is kept in `extras`. Kaldi: wav.scp and text, and, if there, segments and utt2spk (extras["speaker"]).
     Relative audio paths resolve against the list's folder, then the working directory.
 
     A bad line raises ListError, or goes to `on_reject` and is left out; of two lines with one key the second is bad. A

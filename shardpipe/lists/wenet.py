@@ -32,7 +32,9 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
 
 
 def data_list(path: Path) -> Iterator[Entry]:
-    """key, wav, txt, and start and end where they are segments, as WeNet's tools/make_raw_list.py writes them."""
+    """key, wav, txt, and start and end where they are segments, as WeNet's tools/make_raw_list.py writes them; channel
+    where it is one of several.
+    """
     folder = path.parent.absolute()
     for line in lines(path):
         try:
@@ -59,10 +61,21 @@ def _utterance(line: Line, folder: Path) -> Utterance:
         line = line._replace(key=fields["key"])
     key, wav, txt = (_string(line, fields, name) for name in ("key", "wav", "txt"))
     start, end = checked_span(line, fields.pop("start", None), fields.pop("end", None))
+    channel = fields.pop("channel", None)
+    if channel is not None and (not isinstance(channel, int) or isinstance(channel, bool) or channel < 0):
+        fix = "It must be a number, 0 for the first; give a field of another meaning another name."
+        raise line.error(f'the field "channel" is {json.dumps(channel)[:40]}', fix)
     if not wav or "\0" in wav:
         raise line.error(f'the field "wav" is {json.dumps(wav)[:40]}', "Name the audio file.")
     return Utterance(
-        key=key, audio=resolved(folder, wav), text=txt, start=start, end=end, extras=fields, where=line.where
+        key=key,
+        audio=resolved(folder, wav),
+        text=txt,
+        start=start,
+        end=end,
+        channel=channel,
+        extras=fields,
+        where=line.where,
     )
 
 

@@ -190,7 +190,8 @@ def _digest(utterances: Sequence[Utterance], options: PackOptions) -> str:
     later = [RESAMPLER] if options.sample_rate else []
     digest = hashlib.sha256(json.dumps([*job, options.shuffle_seed, *later]).encode())
     for u in utterances:
-        digest.update(json.dumps([u.key, u.audio, u.text, u.start, u.end, u.extras], sort_keys=True).encode())
+        fields = [u.key, u.audio, u.text, u.start, u.end, u.extras, *([] if u.channel is None else [u.channel])]
+        digest.update(json.dumps(fields, sort_keys=True).encode())
     return digest.hexdigest()
 
 

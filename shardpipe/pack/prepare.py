@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import numpy.typing as npt
 from isal.isal_zlib import crc32
 
-from shardpipe.audio import AudioInfo, decode, encode, probe, read_segment, resample, span
+from shardpipe.audio import AudioInfo, decode, encode, probe, read_segment, resample, span, to_mono
 from shardpipe.dataset import Row, extras_json, sample_bytes
 from shardpipe.errors import AudioError, ListError, ShardpipeError, StoreError
 from shardpipe.lists import Utterance
@@ -84,8 +84,9 @@ def _prepare(utterance: Utterance, target: str, sample_rate: int | None) -> Prep
 def _audio(utterance: Utterance, target: str, sample_rate: int | None) -> tuple[bytes, AudioInfo]:
     """The audio member and what it holds. Bytes that already are what is asked for stay as they are.
 
-    Where "keep" has to cut or resample, WAV stays WAV and all else becomes FLAC, of 16 bits both.
+    Where "keep" has to cut, to take a channel or to resample, WAV stays WAV and all else becomes FLAC, of 16 bits both.
     """
+    channel = utterance.channel
     if utterance.start is not None or utterance.end is not None:
         audio, rate, codec = _segment(utterance.audio, utterance.start or 0.0, utterance.end)
     else:
@@ -93,8 +94,11 @@ def _audio(utterance: Utterance, target: str, sample_rate: int | None) -> tuple[
         info = probe(payload)
         codec, rate = info.codec, info.sample_rate
         audio = decode(payload, codec, "int16" if sample_rate in (None, rate) else "float32")
-        if target in ("keep", codec) and sample_rate in (None, rate):
+        is_that_channel = channel is None or (channel == 0 and info.channels == 1)
+        if target in ("keep", codec) and sample_rate in (None, rate) and is_that_channel:
             return payload, info
+    if channel is not None:
+        audio = to_mono(audio, channel)
     if sample_rate not in (None, rate):
         assert sample_rate is not None
         audio, rate = resample(audio, rate, sample_rate), sample_rate

@@ -7,6 +7,7 @@ import sys
 import typing
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
+from importlib import import_module
 
 import docstring_parser
 from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentParser  # type: ignore[attr-defined]
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     try:
         config = TrainConfig(**settings)
+        _check_installed()
         # torch, which all of this needs, takes seconds to import: too long for --help and a misspelt flag.
         from shardpipe.train.job import run_job
 
@@ -41,6 +43,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"shardpipe-train{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     return 0
+
+
+def _check_installed() -> None:
+    """Raises ShardpipeError where the extra `train` is missing, or is not for the torch that is there."""
+    for name in ("torchaudio", "tensorboard"):
+        try:
+            import_module(name)
+        except (ImportError, OSError) as error:
+            raise ShardpipeError(
+                f"{name} cannot be imported ({str(error).splitlines()[0]})",
+                fix="Install what training needs: pip install 'shardpipe[train]', and where torch is to stay what it "
+                "is, the torchaudio of the same version with it.",
+            ) from error
 
 
 def _parser() -> ArgumentParser:

@@ -33,6 +33,8 @@ class TrainConfig:
         batch_seconds: Seconds of audio, padding included, in one process's batch.
         min_seconds: Leave out shorter utterances; they are counted.
         max_seconds: Leave out longer utterances; they are counted.
+        channels: Which channel to train on where the audio has several, from 0 on, or their mean (mix).
+        sample_rate: Resample all audio to this rate in Hz; needed where the data have several.
         sub_epochs: Parts of an epoch after each of which to evaluate and save.
         window: Utterances shuffled together; see the dataset's documentation.
         lanes: Streams that the order interleaves; chosen by the dataset's size if not given.
@@ -70,6 +72,8 @@ class TrainConfig:
     batch_seconds: float | None = None
     min_seconds: float | None = None
     max_seconds: float | None = None
+    channels: int | Literal["error", "mix"] = "error"
+    sample_rate: int | None = None
     sub_epochs: int = 1
     window: int = 8192
     lanes: int | None = None

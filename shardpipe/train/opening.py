@@ -46,10 +46,10 @@ def _opened(config: TrainConfig, world: World, display: Display, stack: ExitStac
     loader = _loader(
         config, world, config.data, lanes=config.lanes, sub_epochs=config.sub_epochs, resume_samples=start.samples
     )
-    valid = None if config.valid is None else _loader(config, world, config.valid, shuffle=False)
+    valid = None if config.valid is None else _loader(config, world, config.valid, shuffle=False, repeat=False)
     if valid is not None and valid.sample_rate != loader.sample_rate:
         rule = f"it has {valid.sample_rate} Hz and the training data {loader.sample_rate} Hz"
-        raise ConfigError("valid", config.valid, rule, fix="Pack it with --sample-rate.")
+        raise ConfigError("valid", config.valid, rule, fix="Give --sample-rate.")
     if start.checkpoint is not None and start.resumes:
         loader.load_state_dict(start.checkpoint.loader)
     world.from_main(lambda: _check_texts(config, loader))
@@ -111,6 +111,8 @@ def _loader(config: TrainConfig, world: World, data: str, **options: Any) -> Sha
         batch_seconds=config.batch_seconds,
         min_seconds=config.min_seconds,
         max_seconds=config.max_seconds,
+        channels=config.channels,
+        sample_rate=config.sample_rate,
         seed=config.seed,
         window=config.window,
         rank=world.rank,

@@ -51,13 +51,14 @@ def test_a_list_as_others_write_it(tmp_path: Path) -> None:
 
 def test_every_field(tmp_path: Path) -> None:
     extras = {"speaker": "s1", "tags": ["x", {"y": None}], "snr": 3.5}
-    path = data_list(tmp_path, GOOD | {"start": 1, "end": 2.5} | extras)
+    path = data_list(tmp_path, GOOD | {"start": 1, "end": 2.5, "channel": 3} | extras)
     assert list(read_list(path)) == [
         Utterance(
             key="a",
             audio=str(tmp_path / "a.wav"),
             text="hello",
             start=1.0,
+            channel=3,
             end=2.5,
             extras=extras,
             where=f"{path}:1",
@@ -118,6 +119,10 @@ def test_paths_resolve_beside_the_list_then_here(tmp_path: Path, monkeypatch: py
         (GOOD | {"end": 10**400}, "the end is 1000"),
         ('{"key": "a", "wav": "a.wav", "txt": "", "end": 1e999}', "1e999 is no JSON number"),
         ('{"key": "a", "wav": "a.wav", "txt": "", "snr": [-1e999]}', "-1e999 is no JSON number"),
+        (GOOD | {"channel": "left"}, 'the field "channel" is "left"'),
+        (GOOD | {"channel": -1}, 'the field "channel" is -1'),
+        (GOOD | {"channel": True}, 'the field "channel" is true'),
+        (GOOD | {"channel": 1.0}, 'the field "channel" is 1.0'),
         (GOOD | {"start": 2, "end": 2}, "it ends at 2 s and starts at 2 s"),
         (GOOD | {"start": 3, "end": 2}, "it ends at 2 s and starts at 3 s"),
         (GOOD | {"end": 0}, "it ends at 0 s and starts at 0 s"),

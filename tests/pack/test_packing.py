@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,35 @@ def test_segments_and_rates_that_keep_has_to_write_anew(tmp_path: Path, codec: s
     assert audio == encode(resample(decode(data, codec), 16000, 8000), 8000, kept)
     row, audio = packed(tmp_path, {"wav": "a.bin"}, sample_rate=16000)
     assert audio == data, "it has that rate already"
+
+
+@pytest.mark.parametrize(("codec", "kept"), [("wav", "wav"), ("flac", "flac"), ("opus", "flac")])
+def test_a_channel_that_the_list_names_is_cut_out(tmp_path: Path, codec: str, kept: str) -> None:
+    data = make_bytes(codec, 16000, channels=2)
+    (tmp_path / "a.bin").write_bytes(data)
+    whole = decode(data, codec, "int16")
+    for channel in (0, 1):
+        row, audio = packed(tmp_path, {"wav": "a.bin", "channel": channel})
+        assert (row["codec"], row["channels"], row["frames"], row["extras"]) == (kept, 1, len(whole), None)
+        assert np.array_equal(decode(audio, kept, "int16")[:, 0], whole[:, channel])
+        row, audio = packed(tmp_path, {"wav": "a.bin", "channel": channel, "start": 0.25, "end": 0.5})
+        assert np.array_equal(decode(audio, kept, "int16")[:, 0], whole[4000:8000, channel])
+    row, audio = packed(tmp_path, {"wav": "a.bin"})
+    assert (row["channels"], audio) == (2, data)
+    (tmp_path / "a.bin").write_bytes(data := make_bytes(codec, 1600))
+    row, audio = packed(tmp_path, {"wav": "a.bin", "channel": 0})
+    assert (row["channels"], audio) == (1, data), "there is no other"
+    with pytest.raises(AudioError, match="there is no channel 1, for the audio has 1"):
+        packed(tmp_path, {"wav": "a.bin", "channel": 1})
+
+
+def test_another_channel_is_another_pack(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(make_bytes("wav", 1600, channels=2))
+    for channel, raises in ((0, False), (0, False), (1, True)):
+        line = {"key": "a", "wav": "a.wav", "txt": "", "channel": channel}
+        (tmp_path / "data.list").write_text(json.dumps(line))
+        with pytest.raises(StoreError, match="another dataset") if raises else nullcontext():
+            pack(tmp_path / "data.list", tmp_path / "out")
 
 
 @pytest.mark.parametrize("codec", ["wav", "flac", "mp3"])

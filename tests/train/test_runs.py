@@ -7,6 +7,7 @@ import json
 import math
 import resource
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -20,7 +21,7 @@ from shardpipe.pack import pack
 from shardpipe.train.cli import main
 from shardpipe.train.config import TrainConfig
 from shardpipe.train.schedule import Amount, Schedule
-from tests.speech import pack_speech, write_list
+from tests.speech import make_bytes, pack_speech, write_list
 from tests.training import FLAGS, events, markers, one_thread, outcome
 
 SAMPLES = 40
@@ -339,6 +340,41 @@ def test_validation_data_of_another_rate_is_refused(
     assert "it has 8000 Hz and the training data 16000 Hz" in capsys.readouterr().err
 
 
+def test_channels_and_rates_are_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = []
+    for number in range(8):
+        rate, channels = (8000, 16000)[number % 2], 1 + number // 4
+        (tmp_path / f"{number}.wav").write_bytes(make_bytes("wav", rate, rate=rate, channels=channels, seed=number))
+        lines.append(json.dumps({"key": f"utt{number}", "wav": f"{number}.wav", "txt": "ab c"}) + "\n")
+    (tmp_path / "data.list").write_text("".join(lines))
+    pack(tmp_path / "data.list", tmp_path / "data")
+    run = [*FLAGS, "--data", str(tmp_path / "data"), "--valid", str(tmp_path / "data"), "--epochs", "1"]
+    assert main([*run, "--out", str(tmp_path / "1")]) == 2
+    assert "data is [8000, 16000], but its samples must have one sample rate" in capsys.readouterr().err
+    assert main([*run, "--out", str(tmp_path / "2"), "--sample-rate", "8000"]) == 2
+    assert "channels is 'error', but the sample 'utt" in capsys.readouterr().err
+    for channels in ("mix", "0"):
+        out = tmp_path / channels
+        assert main([*run, "--out", str(out), "--sample-rate", "8000", "--channels", channels]) == 0
+        assert {marker["identity"]["sample_rate"] for marker in markers(out).values()} == {8000}
+    other = ["--epochs", "2", "--channels", "mix", "--sample-rate", "16000"]
+    assert main([*run, "--out", str(tmp_path / "mix"), *other]) != 0
+    assert "sample_rate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["torchaudio", "tensorboard"])
+def test_without_what_training_needs(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    assert main([*FLAGS, "--data", str(data), "--out", str(tmp_path / "run")]) == 1
+    said = capsys.readouterr().err
+    assert f"{name} cannot be imported" in said
+    assert "pip install 'shardpipe[train]'" in said
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_settings_come_from_a_file_and_flags_override_it(data: Path, tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump({"data": str(data), "model": "tiny", "batch_size": 8, "device": "cpu"}))
@@ -393,8 +429,18 @@ def test_the_flags_are_these_and_each_is_explained(capsys: pytest.CaptureFixture
     # Flags never leave: think twice before this list grows.
     assert [field.name for field in fields(TrainConfig)] == [
         *("data", "out", "valid", "model", "units", "epochs", "batch_size", "batch_seconds", "min_seconds"),
-        *("max_seconds", "sub_epochs", "window", "lanes", "seed", "learning_rate", "warmup", "schedule"),
-        *("weight_decay", "accumulate", "clip", "spec_augment", "precision", "deterministic", "device", "threads"),
+        *("max_seconds", "channels", "sample_rate", "sub_epochs", "window", "lanes", "seed", "learning_rate", "warmup"),
+        *(
+            "schedule",
+            "weight_decay",
+            "accumulate",
+            "clip",
+            "spec_augment",
+            "precision",
+            "deterministic",
+            "device",
+            "threads",
+        ),
         *("cache_dir", "cache_bytes", "on_error", "save_every", "keep", "resume", "resume_samples", "init_from"),
         *("log_keys", "schemes"),
     ]

@@ -182,7 +182,9 @@ class Maker:
         if not audio.size:
             raise _strange(sample, "empty: leave samples out by min_seconds and max_seconds")
         # A sum that is finite has no NaN in it; one that is not may have overflowed.
-        if wanted.kind == "f" and not (np.isfinite(audio.sum()) or np.isfinite(audio).all()):
+        with np.errstate(all="ignore"):
+            finite = wanted.kind != "f" or np.isfinite(audio.sum()) or np.isfinite(audio).all()
+        if not finite:
             raise _strange(sample, "not all numbers: it has NaN or infinity in it")
         return audio
 
