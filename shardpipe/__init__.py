@@ -3,16 +3,16 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shardpipe.loading import Batch, Sample, ShardLoader
+    from shardpipe.loading import Batch, Place, Sample, ShardLoader
 
-__all__ = ["Batch", "Sample", "ShardLoader", "__version__"]
+__all__ = ["Batch", "Place", "Sample", "ShardLoader", "__version__"]
 
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     # These need torch, which takes seconds to import: packing and its worker processes do without.
-    if name in ("Batch", "Sample", "ShardLoader"):
+    if name in ("Batch", "Place", "Sample", "ShardLoader"):
         from shardpipe import loading
 
         return getattr(loading, name)

@@ -16,7 +16,7 @@ MODULES = sorted(m.name for m in pkgutil.walk_packages(shardpipe.__path__, "shar
 
 
 def test_the_package_exports() -> None:
-    assert shardpipe.__all__ == ["Batch", "Sample", "ShardLoader", "__version__"]
+    assert shardpipe.__all__ == ["Batch", "Place", "Sample", "ShardLoader", "__version__"]
     for name in shardpipe.__all__:
         assert getattr(shardpipe, name) is not None
     with pytest.raises(AttributeError, match="nothing"):

@@ -19,9 +19,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, default_convert
 
-from shardpipe import Batch, Sample, ShardLoader
+from shardpipe import Batch, Place, Sample, ShardLoader
 from shardpipe.errors import ConfigError
-from shardpipe.loading import Place
 from tests.speech import pack_speech
 
 SAMPLES = 40
