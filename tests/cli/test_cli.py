@@ -15,8 +15,12 @@ from typing import Any
 
 import pytest
 
+from shardpipe.cli import app
 from shardpipe.cli.console import progress, size_text, time_text
+from shardpipe.dataset import verifying
 from shardpipe.errors import ConfigError
+from shardpipe.pack import packing, tars
+from shardpipe.runtime import in_order as in_order_of_runtime
 from shardpipe.settings import byte_size
 from tests.speech import write_list
 
@@ -87,6 +91,28 @@ def test_verify_finds_a_flipped_byte(data: Path, tmp_path: Path) -> None:
     found = printed("verify", indexed, code=1)
     assert found["ok"] is False
     assert found["problems"]
+
+
+@pytest.mark.parametrize("command", ["pack", "index", "verify"])
+def test_jobs_are_by_default_the_cores_that_it_may_use(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    asked: list[int] = []
+
+    def in_order(function: Any, chunks: Any, *, jobs: int) -> Any:
+        asked.append(jobs)
+        return in_order_of_runtime(function, chunks, jobs=1)
+
+    for module in (packing, tars, verifying):
+        monkeypatch.setattr(module, "in_order", in_order)
+    given = {
+        "pack": [str(data.parent / "data.list"), "-o", str(tmp_path / "out")],
+        "index": [str(data / "*.tar"), "-o", str(tmp_path / "out")],
+        "verify": [str(data)],
+    }[command]
+    app([command, *given], standalone_mode=False)
+    app([command, *given, "--jobs", "3", *([] if command == "verify" else ["--overwrite"])], standalone_mode=False)
+    assert asked == [len(os.sched_getaffinity(0)), 3]
 
 
 def test_index_leaves_the_tars_alone(data: Path, tmp_path: Path) -> None:
