@@ -30,7 +30,9 @@ def integer(name: str, value: Any, *, least: int | None = None) -> int:
     try:
         found = index(value)
     except TypeError:
-        raise ConfigError(name, value, "it must be a whole number") from None
+        found = None
+    if found is None or isinstance(value, bool):
+        raise ConfigError(name, value, "it must be a whole number")
     check(name, value, least is None or found >= least, f"it must be at least {least}")
     check(name, value, found < _INTEGER_MAX, "it must be below 2**63")
     return found

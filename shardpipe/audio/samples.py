@@ -104,5 +104,9 @@ def resample(audio: _Array, from_rate: int, to_rate: int) -> npt.NDArray[np.floa
             fix="Choose another sample rate, or leave it out.",
         )
     out: _Array = soxr.resample(samples, from_rate, to_rate, quality="HQ")
-    assert len(out) == frames
-    return out
+    if len(out) < frames:
+        # It counts in floating point, and comes out below some halves. Behind the end it hears silence anyway.
+        silence = np.zeros((1 + -(-from_rate // to_rate), *samples.shape[1:]), np.float32)
+        out = soxr.resample(np.concatenate([samples, silence]), from_rate, to_rate, quality="HQ")
+    assert len(out) >= frames
+    return np.ascontiguousarray(out[:frames])

@@ -24,6 +24,7 @@ from shardpipe.loading.making import (
     Skipped,
     Transform,
     Workers,
+    asking,
     check_picklable,
     cuda_device,
 )
@@ -58,8 +59,8 @@ class ShardLoader:
     repeat: False makes every `for` one whole pass from the start, for validation; a `break` leaves no trace.
     min_seconds, max_seconds: samples outside are left out, but count as consumed; `num_excluded` counts them.
     transform: called with (Sample, numpy Generator), the generator being keyed by (seed, epoch, sample).
-    collate: called with a list of Sample, makes what the loop gets instead of a Batch. If it needs a second argument,
-        that is the batch's place: epoch, consumed_samples and state, as a Batch carries them.
+    collate: called with a list of Sample, makes what the loop gets instead of a Batch. If it has a parameter `place`,
+        or needs a second argument, that is the batch's Place: epoch, consumed_samples and state, as a Batch has them.
     dtype: "float32" in [-1, 1], or "int16", which is half the bytes to move.
     channels: of samples that have several: "error" refuses them, a number takes that one (from 0), "mix" the mean of
         all (audio of opposite phase cancels out), "keep" all of them, as audio [B, C, T].
@@ -154,7 +155,7 @@ class ShardLoader:
             reader=reader,
             seed=self._sequence.order.seed,
             transform=transform,
-            collate=collate,
+            collate=None if collate is None else asking(collate),
             form=form,
             skip_errors=on_error == "skip",
         )
@@ -178,7 +179,8 @@ class ShardLoader:
         self._consumed = resume_samples
         self._iteration: object = None
         self.num_excluded = 0
-        """Samples left out for their length, by all ranks together, since the loader was made or a state was loaded."""
+        """Samples left out for their length, by all ranks together, since the loader was made or a state was loaded;
+        with repeat=False, since the pass began."""
         self.skipped: list[Skipped] = []
         """Samples that this rank could not decode since then."""
 
@@ -224,15 +226,16 @@ class ShardLoader:
         stopped begins it, however much is consumed. Plans them all, which takes a while for a long epoch by seconds.
         """
         _, world_size = self._ranks()
-        this = (self.epoch, self.sub_epoch, world_size, self._sequence.batching)
+        count = self._consumed if self._repeat else 0
+        this = (count // self.num_samples, count % self.num_samples * self._sub_epochs // self.num_samples, world_size)
         if self._length is None or self._length[0] != this:
-            steps = self._sequence.sub_epoch_steps(self._consumed, world_size=world_size, sub_epochs=self._sub_epochs)
+            steps = self._sequence.sub_epoch_steps(count, world_size=world_size, sub_epochs=self._sub_epochs)
             self._length = (this, sum(1 for _ in steps))
         return self._length[1]
 
     def batches_left(self) -> int:
         """Batches that the next `for` yields: those left in the current sub-epoch. Plans them all."""
-        return sum(1 for _ in self._steps(self._ranks()[1]))
+        return sum(1 for _ in self._steps(self._ranks()[1])) if self._repeat else len(self)
 
     def __getitem__(self, index: object) -> NoReturn:
         """There is no batch by number: this is for a torch DataLoader, which would ask for them."""
@@ -247,7 +250,7 @@ class ShardLoader:
         rank, world_size = self._ranks()
         mine = self._iteration = object()
         if not self._repeat:
-            self._consumed = 0
+            self._consumed, self.num_excluded, self.skipped = 0, 0, []
         began, end = self._consumed, self._sequence.sub_epoch_end(self._consumed, self._sub_epochs)
         try:
             with Ending() as stack:
@@ -291,5 +294,5 @@ class ShardLoader:
         """
         check("repeat", self._repeat, self._repeat, "every pass begins anew: there is nothing to go on with")
         self._consumed = self._sequence.restore(state)
-        self._iteration = None
+        self._iteration = self._length = None
         self.num_excluded, self.skipped = 0, []

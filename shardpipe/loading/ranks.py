@@ -35,9 +35,11 @@ def finder(rank: Rank, world_size: int | None) -> Callable[[], tuple[int, int]]:
         return _of_torch
     if rank is None and world_size is None:
         return _alone
-    size = integer("world_size", 1 if world_size is None else world_size, least=1)
+    if world_size is None:
+        raise ConfigError("world_size", None, f"it must be given with rank, which is {rank}", fix=_AUTO)
+    size = integer("world_size", world_size, least=1)
     if rank is None and size > 1:
-        raise ConfigError("rank", rank, f"it must be given, as world_size is {size}", fix=_AUTO)
+        raise ConfigError("rank", None, f"it must be given, as world_size is {size}", fix=_AUTO)
     number = integer("rank", 0 if rank is None else rank, least=0)
     check("rank", number, number < size, f"it must be below world_size, which is {size}")
     return partial(_given, number, size)

@@ -98,6 +98,8 @@ class BatchSequence:
         self.num_samples = index.num_samples
         self._ordinals = np.cumsum(index.counts) - index.counts
         self._changes = [_Change(since=0, batching=batching)]
+        self._stated: tuple[int, int, dict[str, Any]] | None = None
+        """The plan that holds from and up to two counts, as a state has it: every batch has one."""
 
     @property
     def batching(self) -> Batching:
@@ -166,15 +168,18 @@ class BatchSequence:
 
     def state(self, consumed: int) -> dict[str, Any]:
         """What resumes the run at a count: small, JSON-able, without a word of ranks, workers or paths."""
-        plans = self._plans(consumed // self.num_samples)
-        batching = next(plan.batching for plan, since, until in plans if since <= consumed < until)
+        stated = self._stated  # by one assignment of one tuple, for threads
+        if stated is None or not stated[0] <= consumed < stated[1]:
+            plans = self._plans(consumed // self.num_samples)
+            plan, since, until = next((p, since, until) for p, since, until in plans if since <= consumed < until)
+            self._stated = stated = since, until, {**self._order_parameters(), **asdict(plan.batching)}
         return {
             "format": STATE_FORMAT,
             "algorithm": ALGORITHM,
             "fingerprint": self.index.fingerprint,
             "seed": self.order.seed,
             "consumed_samples": consumed,
-            "plan": {**self._order_parameters(), **asdict(batching)},
+            "plan": dict(stated[2]),
         }
 
     def restore(self, state: dict[str, Any]) -> int:
@@ -210,6 +215,7 @@ class BatchSequence:
         plan = self._plan(saved)
         # Of what came before it in this epoch the state says nothing: taken to have been the same.
         self._changes = [_Change(since=epoch * self.num_samples, batching=first)]
+        self._stated = None
         if saved != first:
             since = epoch * self.num_samples + plan.count_at(saved.origin)
             self._changes.append(_Change(since=since, batching=saved))

@@ -52,7 +52,7 @@ def _check_installed() -> None:
             import_module(name)
         except (ImportError, OSError) as error:
             raise ShardpipeError(
-                f"{name} cannot be imported ({str(error).splitlines()[0]})",
+                f"{name} cannot be imported ({(str(error) or type(error).__name__).splitlines()[0]})",
                 fix="Install what training needs: pip install 'shardpipe[train]', and where torch is to stay what it "
                 "is, the torchaudio of the same version with it.",
             ) from error

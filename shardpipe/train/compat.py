@@ -16,5 +16,6 @@ def maybe_alone(function: Callable[..., Any], alone: bool) -> Iterator[dict[str,
     """Arguments with which DCP's `save` or `load` takes this process for all there are, if it is, without a warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is (disabled|unavailable)")
+        warnings.filterwarnings("ignore", message="TypedStorage is deprecated")  # of torch 2.6, to itself
         # `save` has had it since 2.7; before, it found that out by itself.
         yield {"no_dist": alone} if "no_dist" in inspect.signature(function).parameters else {}

@@ -71,6 +71,22 @@ def test_resampling_keeps_length_and_sound(rates: tuple[int, int], channels: int
     assert np.abs(resample(tone, before, after) - wanted)[100:-100].max() < 0.001
 
 
+@pytest.mark.parametrize(
+    ("rates", "frames"),
+    [((24000, 44100), 4120), ((96000, 44100), 22880), ((24000, 22050), 80), ((48000, 44100), 80), ((12000, 11025), 40)],
+)
+def test_lengths_that_end_in_a_half_are_rounded_up(rates: tuple[int, int], frames: int) -> None:
+    """libsoxr counts in floating point, and gives one less for many of them."""
+    before, after = rates
+    for odd in range(1, 60, 2):
+        audio = make_audio(odd * frames, rate=before)
+        out = resample(audio, before, after)
+        assert len(out) == math.floor(Fraction(len(audio) * after, before) + Fraction(1, 2))
+        # What is added at the end changes nothing before.
+        shorter = resample(audio[:-1], before, after)
+        assert np.abs(out[: len(shorter) // 2] - shorter[: len(shorter) // 2]).max() < 1e-5 or odd == 1
+
+
 def test_resampling_is_repeatable() -> None:
     audio = to_int16(make_audio(30000, rate=44100))
     assert np.array_equal(resample(audio, 44100, 16000), resample(audio, 44100, 16000))

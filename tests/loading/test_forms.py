@@ -74,7 +74,11 @@ def payloads(data: Path) -> dict[str, np.ndarray[Any, Any]]:
 def test_several_channels_are_refused_with_the_choice(stereo: Path, options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="'opposite' has 2 channels") as caught:
         list(ShardLoader(stereo, **OPTIONS, **options))
-    for choice in ("channels=0", 'channels="mix", as it was up to version 0.1', 'channels="keep"'):
+    for choice in (
+        "by its number",
+        'channels="mix" for the mean of all, as it was up to version 0.1',
+        'channels="keep"',
+    ):
         assert choice in str(caught.value)
 
 
@@ -168,6 +172,27 @@ def test_several_rates_are_refused_at_once_unless_somebody_sees_to_them(rates: P
     assert [rate for batch in lengths for rate in batch] == [rate for rate in RATES for _ in range(2)]
     loader = ShardLoader(rates, channels="mix", sample_rate=12000, **OPTIONS)
     assert loader.sample_rate == 12000
+
+
+def test_settings_may_be_numbers_of_numpy(rates: Path) -> None:
+    expected = [batch.audio for batch in ShardLoader(rates, channels=0, sample_rate=16000, **OPTIONS)]
+    for kind in (np.int16, np.int32, np.int64):
+        loader = ShardLoader(rates, channels=kind(0), sample_rate=kind(16000), **OPTIONS)
+        for batch, audio in zip(loader, expected, strict=True):
+            assert batch.audio.equal(audio)
+            assert type(batch.sample_rate) is int
+    for wrong in ({"sample_rate": True}, {"channels": np.array([0, 1])}, {"channels": True}):
+        with pytest.raises(ConfigError, match="must be a whole number"):
+            ShardLoader(rates, **wrong, **OPTIONS)
+
+
+def test_lengths_that_end_in_a_half(tmp_path: Path) -> None:
+    data = packed(tmp_path, [write(tmp_path, f"utt{n}", make_audio(n * 80, rate=24000), 24000) for n in range(1, 20)])
+    for batch in ShardLoader(data, sample_rate=22050, **OPTIONS):
+        for key, length in zip(batch.keys, batch.lengths.tolist()):
+            assert length == (int(key[3:]) * 80 * 22050 * 2 + 24000) // 48000
+    pack(tmp_path / "data.list", tmp_path / "at", options=PackOptions(sample_rate=22050))
+    assert Index.load(str(tmp_path / "at")).num_samples == 19
 
 
 def test_what_is_too_short_for_a_rate(tmp_path: Path) -> None:

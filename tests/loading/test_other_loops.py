@@ -10,7 +10,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, default_convert
 
 from shardpipe import Batch, Place, Sample, ShardLoader
+from shardpipe.dataset import Index
 from shardpipe.errors import ConfigError
-from tests.speech import pack_speech
+from shardpipe.pack import pack
+from tests.speech import make_bytes, pack_speech
 
 SAMPLES = 40
 OPTIONS: dict[str, Any] = {"batch_size": 4, "window": 8, "lanes": 2}
@@ -163,6 +165,15 @@ def test_passes_for_validation(data: Path) -> None:
     interrupted = iter(loader)
     next(interrupted)
     assert [list(batch.keys) for batch in loader] == whole, "nor does a loop that was never left"
+    limited = ShardLoader(data, repeat=False, min_seconds=0.12, **OPTIONS)
+    counted = []
+    for stop in (None, None, 1, None):
+        for taken, _ in enumerate(limited, 1):
+            assert len(limited) == limited.batches_left() == len(list(ShardLoader(data, min_seconds=0.12, **OPTIONS)))
+            if taken == stop:
+                break
+        counted.append(limited.num_excluded)
+    assert counted[0] == counted[1] == counted[3] > counted[2], "each pass counts anew"
     with pytest.raises(ConfigError, match="there is nothing to go on with"):
         loader.load_state_dict(ShardLoader(data, **OPTIONS).state_dict())
 
@@ -195,6 +206,8 @@ def test_a_batch_is_a_mapping(data: Path) -> None:
     assert dict(batch)["keys"] == dict(**batch)["keys"] == batch.keys
     assert "audio" in batch
     assert "nothing" not in batch
+    assert len(batch.keys()) == len(FIELDS)
+    assert batch.keys() & {"audio", "else"} == {"audio"}
     assert batch.get("nothing", 1) == 1
     for made in (type(batch)({name: value for name, value in batch.items()}), Batch(**batch), Batch(batch)):  # noqa: C416
         assert list(made.keys()) == FIELDS
@@ -241,14 +254,44 @@ def with_default(samples: list[Sample], bonus: int = 3) -> int:
     return len(samples) + bonus
 
 
+def with_optional_place(samples: list[Sample], place: Place | None = None) -> dict[str, Any]:
+    assert place is not None
+    return with_place(samples, place)
+
+
+def with_named_place(samples: list[Sample], *, place: Place) -> dict[str, Any]:
+    return with_place(samples, place)
+
+
+def with_options(samples: list[Sample], options: int, place: Place) -> dict[str, Any]:
+    return with_place(samples, place)
+
+
+def with_its_own_word_for_it(samples: list[Sample], where: Place) -> dict[str, Any]:
+    return with_place(samples, where)
+
+
+@wraps(with_place)
+def passed_on(*arguments: Any, **named: Any) -> dict[str, Any]:
+    return with_place(*arguments, **named)
+
+
+@wraps(with_place)
+def narrowed(samples: list[Sample]) -> int:
+    return len(samples)
+
+
 class Collater:
     def __call__(self, samples: list[Sample], place: Place) -> dict[str, Any]:
         return with_place(samples, place)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(
-    "collate", [with_place, Collater(), partial(with_place)], ids=["function", "object", "partial"]
+    ("collate", "workers"),
+    [
+        *((collate, 0) for collate in (with_optional_place, with_named_place, with_its_own_word_for_it, passed_on)),
+        *((collate, 1) for collate in (with_place, Collater(), partial(with_options, options=1))),
+    ],
 )
 def test_collate_may_ask_where_the_batch_stands(data: Path, collate: Any, workers: int) -> None:
     made = list(ShardLoader(data, collate=collate, workers=workers, **OPTIONS))
@@ -258,7 +301,7 @@ def test_collate_may_ask_where_the_batch_stands(data: Path, collate: Any, worker
         assert (place.epoch, place.consumed_samples, place.state) == (batch.epoch, batch.consumed_samples, batch.state)
 
 
-@pytest.mark.parametrize("collate", [len, list, with_default], ids=["builtin", "type", "default"])
+@pytest.mark.parametrize("collate", [len, list, with_default, narrowed], ids=["builtin", "type", "default", "narrowed"])
 def test_collate_functions_that_ask_for_nothing(data: Path, collate: Any) -> None:
     assert list(ShardLoader(data, collate=collate, **OPTIONS))
 
@@ -301,6 +344,51 @@ def test_a_tensor_from_a_transform_is_taken(data: Path) -> None:
 def test_what_is_no_audio_from_a_transform_is_named(data: Path, audio: Any, said: str) -> None:
     with pytest.raises(ValueError, match=f"sample 'utt00003' is.*{said.removeprefix('is ')}"):
         list(ShardLoader(data, transform=changed(audio), **OPTIONS))
+
+
+@pytest.mark.parametrize(
+    ("audio", "said"),
+    [
+        (lambda audio: np.full(9, 1e300), "is not all numbers"),
+        (lambda audio: torch.from_numpy(audio).to_sparse(), "is no array"),
+        (lambda audio: [audio, audio[1:]], "is no array"),
+        (lambda audio: torch.from_numpy(audio).to("meta"), "is no array"),
+    ],
+    ids=["beyond float32", "sparse", "ragged", "meta"],
+)
+def test_odd_audio_from_a_transform_is_named_too(data: Path, audio: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=f"audio of sample 'utt00003' {said}"):
+        list(ShardLoader(data, transform=changed(audio), **OPTIONS))
+
+
+def test_narrow_tensors_are_taken(data: Path) -> None:
+    for kind in (torch.bfloat16, torch.float16):
+        transform = changed(lambda audio, kind=kind: torch.from_numpy(audio).to(kind))
+        assert list(ShardLoader(data, transform=transform, **OPTIONS))
+
+
+def test_skipped_samples_become_what_a_transform_makes_of_the_others(tmp_path: Path) -> None:
+    """No transform sees their silence, but the others may have other rates and channels by then."""
+    lines = []
+    for number in range(3):
+        (tmp_path / f"{number}.wav").write_bytes(make_bytes("wav", 8000, channels=2, seed=number))
+        lines.append(json.dumps({"key": f"k{number}", "wav": f"{number}.wav", "txt": ""}) + "\n")
+    (tmp_path / "data.list").write_text("".join(lines))
+    pack(tmp_path / "data.list", tmp_path / "out")
+    row = Index.load(str(tmp_path / "out")).rows(0).slice(1, 1).to_pylist()[0]
+    with open(tmp_path / "out/shard-000000.tar", "r+b") as tar:
+        tar.seek(row["audio_offset"] + 100)
+        tar.write(b"damaged")
+
+    def transform(sample: Sample, rng: np.random.Generator) -> Sample:
+        sample.audio, sample.sample_rate = sample.audio[:1, ::2].copy(), 8000
+        return sample
+
+    options: dict[str, Any] = {"batch_size": 3, "shuffle": False, "channels": "keep", "on_error": "skip"}
+    (batch,) = ShardLoader(tmp_path / "out", transform=transform, **options)
+    assert batch.audio.shape == (3, 1, 4000)
+    assert (batch.sample_rate, batch.lengths.tolist(), batch.weights.tolist()) == (8000, [4000] * 3, [1, 0, 1])
+    assert not batch.audio[1].any()
 
 
 def test_large_numbers_are_numbers(data: Path) -> None:

@@ -195,6 +195,18 @@ def test_sub_epochs_are_shares_of_one_epoch(data: Path, plan: dict[str, Any]) ->
     assert shares == whole
 
 
+def test_len_is_that_of_a_state_that_was_loaded(data: Path) -> None:
+    order = {"window": 64, "lanes": 2, "seed": 1}
+    state = next(iter(ShardLoader(data, batch_seconds=0.5, **order))).state
+    loader = ShardLoader(data, batch_size=8, **order)
+    before = len(loader)
+    loader.load_state_dict(state)
+    fresh = ShardLoader(data, batch_size=8, **order)
+    fresh.load_state_dict(state)
+    assert len(loader) == len(fresh) != before
+    assert loader.batches_left() == sum(1 for _ in fresh)
+
+
 @KINDS
 @pytest.mark.parametrize("world_size", [1, 2, 5])
 @pytest.mark.parametrize("sub_epochs", [1, 3, 40])

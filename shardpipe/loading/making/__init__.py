@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from shardpipe.loading.making.buffers import Arena
     from shardpipe.loading.making.device import CudaCopier, cuda_device, pinned
     from shardpipe.loading.making.form import Channels, Form
-    from shardpipe.loading.making.maker import Collate, Maker, Skipped, Transform, finished
+    from shardpipe.loading.making.maker import Collate, Maker, Skipped, Transform, asking, finished
     from shardpipe.loading.making.workers import Workers, check_picklable
 else:
     # Most of them need torch.
@@ -23,7 +23,7 @@ else:
         buffers=["Arena"],
         device=["CudaCopier", "cuda_device", "pinned"],
         form=["Channels", "Form"],
-        maker=["Collate", "Maker", "Skipped", "Transform", "finished"],
+        maker=["Collate", "Maker", "Skipped", "Transform", "asking", "finished"],
         workers=["Workers", "check_picklable"],
     )
 
@@ -39,6 +39,7 @@ __all__ = [
     "Skipped",
     "Transform",
     "Workers",
+    "asking",
     "check_picklable",
     "cuda_device",
     "finished",

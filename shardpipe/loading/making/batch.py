@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, KeysView, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -29,8 +29,8 @@ class Sample:
 class _Keys(list[str]):
     """The samples' keys, as a list; called, what a mapping's `keys` gives: a batch is both."""
 
-    def __call__(self) -> Iterator[str]:
-        return iter(_FIELDS)
+    def __call__(self) -> KeysView[str]:
+        return dict.fromkeys(_FIELDS).keys()
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -59,11 +59,11 @@ class Batch(Mapping[str, Any]):
     something has fetched, what the last trained batch carries is right."""
 
     def __init__(self, given: Mapping[str, Any] | None = None, /, **named: Any) -> None:
-        values = {**({} if given is None else {name: given[name] for name in given}), **named}
-        if values.keys() != set(_FIELDS):
+        if given is not None:
+            named = {**{name: given[name] for name in given}, **named}
+        if named.keys() != _NAMES:
             raise TypeError(f"a Batch has the fields {', '.join(_FIELDS)}, and no others")
-        for name, value in values.items():
-            object.__setattr__(self, name, _Keys(value) if name == "keys" else value)
+        self.__dict__.update(named, keys=_Keys(named["keys"]))
 
     def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> Batch:
         """The batch with its tensors on a device."""
@@ -91,4 +91,5 @@ class Batch(Mapping[str, Any]):
 
 
 _FIELDS = tuple(field.name for field in fields(Batch))
+_NAMES = set(_FIELDS)
 _TENSORS = ("audio", "lengths", "weights")

@@ -18,9 +18,10 @@ __all__ = ["Channels", "Form"]
 Channels: TypeAlias = int | Literal["error", "mix", "keep"]
 
 _CHOICES = (
-    'Choose one by its number (channels=0), the mean of all (channels="mix", as it was up to version 0.1), or all of '
-    'them (channels="keep").'
+    'Choose one by its number, from 0 on, or channels="mix" for the mean of all, as it was up to version 0.1, or, in a '
+    'loop of your own, channels="keep" for all of them.'
 )
+_OTHERS = "Channels count from 0: choose another, or leave such samples out of the dataset."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +39,17 @@ class Form:
 
     def __post_init__(self) -> None:
         check("dtype", self.dtype, self.dtype in ("float32", "int16"), 'it must be "float32" or "int16"')
-        if self.channels not in ("error", "mix", "keep"):
-            rule = f'it must be "error", "mix", "keep" or a number from 0 to {CHANNELS_MAX - 1}'
-            number = isinstance(self.channels, int) and not isinstance(self.channels, bool)
-            check("channels", self.channels, number and 0 <= int(self.channels) < CHANNELS_MAX, rule)
+        rule = f'it must be "error", "mix", "keep" or a number from 0 to {CHANNELS_MAX - 1}'
+        if isinstance(self.channels, str):
+            check("channels", self.channels, self.channels in ("error", "mix", "keep"), rule)
+        else:
+            channel = integer("channels", self.channels)
+            check("channels", channel, 0 <= channel < CHANNELS_MAX, rule)
+            object.__setattr__(self, "channels", channel)
         if self.sample_rate is not None:
             rate = integer("sample_rate", self.sample_rate, least=1)
             check("sample_rate", rate, rate <= SAMPLE_RATE_MAX, f"it must be {SAMPLE_RATE_MAX} Hz or less")
+            object.__setattr__(self, "sample_rate", rate)
 
     def rate(self, row: SampleRow) -> int:
         """A sample's rate in Hz, as it comes."""
@@ -52,6 +57,8 @@ class Form:
 
     def frames(self, row: SampleRow) -> int:
         """How long a sample comes out: known before it is read."""
+        if self.sample_rate in (None, row.sample_rate):
+            return row.frames
         return max(1, resampled_frames(row.frames, row.sample_rate, self.rate(row)))
 
     def shape(self, rows: Sequence[SampleRow]) -> tuple[int, ...]:
@@ -84,4 +91,4 @@ class Form:
         several = self.channels == "error" and row.channels > 1
         if several or (isinstance(self.channels, int) and self.channels >= row.channels):
             found = f"the sample {row.key!r} has {row.channels} channel{'s' if row.channels > 1 else ''}"
-            raise ConfigError("channels", self.channels, found, fix=_CHOICES)
+            raise ConfigError("channels", self.channels, found, fix=_CHOICES if several else _OTHERS)

@@ -6,12 +6,13 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from shardpipe.audio import resampled_frames
 from shardpipe.errors import AudioError, ShardError
 from shardpipe.loading.making.batch import Batch, Sample
 from shardpipe.loading.making.buffers import Empty, memory_for
@@ -21,7 +22,7 @@ from shardpipe.loading.work import Place, Work
 from shardpipe.order import AUGMENT, hash_key
 from shardpipe.settings import check
 
-__all__ = ["Collate", "Maker", "Padded", "Skipped", "Transform", "finished"]
+__all__ = ["Collate", "Maker", "Padded", "Skipped", "Transform", "asking", "finished"]
 
 Transform = Callable[[Sample, np.random.Generator], Sample]
 Collate = Callable[[list[Sample]], Any] | Callable[[list[Sample], Place], Any]
@@ -59,15 +60,14 @@ class Maker:
     reader: Reader
     seed: int
     transform: Transform | None
-    collate: Collate | None
+    collate: Callable[[list[Sample], Place], Any] | None
     form: Form
     skip_errors: bool
     empty: Empty = np.empty
     """Where the memory of padded audio comes from."""
 
     def __post_init__(self) -> None:
-        for name, value in (("transform", self.transform), ("collate", self.collate)):
-            check(name, value, value is None or callable(value), "it must be a function")
+        check("transform", self.transform, self.transform is None or callable(self.transform), "it must be a function")
 
     def __call__(self, work: Work, fetched: Mapping[int, Payload]) -> tuple[Any, list[Skipped]]:
         """The batch, of payloads that have been `fetched` already and others; and what had to be skipped, but not again
@@ -81,16 +81,16 @@ class Maker:
         if self.transform is None and self.collate is None:
             return self._straight(work, fetched, skipped)
         samples: dict[int, Sample] = {}
+        silent: set[int] = set()
         for i, payload in self.reader.payloads(work.rows, fetched):
             sample = self._sample(work.rows[i], payload, work.place.epoch, skipped)
-            if self.transform is not None and sample.weight:
+            if not sample.weight:
+                silent.add(i)
+            elif self.transform is not None:
                 sample = self._transformed(self.transform, sample, work.place.epoch, work.ordinals[i])
             samples[i] = sample if work.real else replace(sample, weight=0.0)
         ordered = [samples[i] for i in range(len(samples))]
-        if self.collate is None:
-            return self._padded(ordered)
-        collate: Callable[..., Any] = self.collate
-        return collate(ordered, work.place) if _asks_for_place(collate) else collate(ordered)
+        return self._padded(ordered, silent) if self.collate is None else self.collate(ordered, work.place)
 
     def size(self, work: Work) -> int:
         """Bytes of a batch's payloads and of its padded audio."""
@@ -150,53 +150,92 @@ class Maker:
             error.add_note(f"This came from the transform, for the sample {sample.key!r} in epoch {epoch}.")
             raise
 
-    def _padded(self, samples: list[Sample]) -> Padded:
-        _check_rates({sample.sample_rate for sample in samples})
-        found = [self._checked(sample) for sample in samples]
+    def _padded(self, samples: list[Sample], silent: set[int]) -> Padded:
+        """Those that are `silent` were skipped, and no transform has seen them: they become what the others are."""
+        heard = [sample for i, sample in enumerate(samples) if i not in silent] or samples
+        _check_rates({sample.sample_rate for sample in heard})
+        rate, channels = heard[0].sample_rate, self._checked(heard[0]).shape[:-1]
+        found = []
+        for i, sample in enumerate(samples):
+            if i in silent:
+                frames = max(1, resampled_frames(sample.audio.shape[-1], sample.sample_rate, rate))
+                found.append(np.zeros((*channels, frames), self.form.dtype))
+                continue
+            found.append(audio := self._checked(sample))
+            if audio.shape[:-1] != channels:
+                raise _strange(sample, f"{list(audio.shape)}, and that of {heard[0].key!r} has other channels")
         lengths = [audio.shape[-1] for audio in found]
-        audio = memory_for(self.empty, (len(found), *found[0].shape[:-1], max(lengths)), self.form.dtype)
-        for row, one, sample in zip(audio, found, samples):
-            if one.shape[:-1] != row.shape[:-1]:
-                raise _strange(sample, f"{list(one.shape)}, and of others {list(found[0].shape)}: channels must agree")
-            row[..., : one.shape[-1]] = one
-            _silence(row[..., one.shape[-1] :])
+        padded = memory_for(self.empty, (len(found), *channels, max(lengths)), self.form.dtype)
+        for row, audio in zip(padded, found):
+            row[..., : audio.shape[-1]] = audio
+            _silence(row[..., audio.shape[-1] :])
         return Padded(
-            audio=audio,
+            audio=padded,
             lengths=lengths,
             weights=[sample.weight for sample in samples],
             keys=[sample.key for sample in samples],
             texts=[sample.text for sample in samples],
             extras=[sample.extras for sample in samples],
-            sample_rate=samples[0].sample_rate,
+            sample_rate=rate,
         )
 
     def _checked(self, sample: Sample) -> npt.NDArray[Any]:
         """The audio that a transform has left, as an array. Raises ValueError for what can be no audio."""
-        given: Any = sample.audio
-        audio = given.detach().cpu().numpy() if isinstance(given, torch.Tensor) else np.asarray(given)
         wanted, keeps = np.dtype(self.form.dtype), self.form.channels == "keep"
+        try:
+            audio = _as_array(sample.audio)
+        except Exception as error:
+            raise _strange(sample, f"no array ({error})") from error
         # Wider integers would wrap.
         if audio.ndim != 1 + keeps or not (audio.dtype == wanted or audio.dtype.kind == wanted.kind == "f"):
             rule = f"it must be {wanted} {'[C, T]' if keeps else '[T]'}"
             raise _strange(sample, f"{audio.dtype} {list(audio.shape)}, but {rule}")
         if not audio.size:
             raise _strange(sample, "empty: leave samples out by min_seconds and max_seconds")
-        # A sum that is finite has no NaN in it; one that is not may have overflowed.
         with np.errstate(all="ignore"):
+            audio = audio.astype(wanted, copy=False)
+            # A sum that is finite has no NaN in it; one that is not may have overflowed.
             finite = wanted.kind != "f" or np.isfinite(audio.sum()) or np.isfinite(audio).all()
         if not finite:
             raise _strange(sample, "not all numbers: it has NaN or infinity in it")
         return audio
 
 
-def _asks_for_place(collate: Callable[..., Any]) -> bool:
-    """Whether a function cannot do without a second argument."""
+def _as_array(audio: Any) -> npt.NDArray[Any]:
+    if isinstance(audio, torch.Tensor):
+        audio = audio.detach().cpu()
+        audio = (audio.float() if audio.dtype == torch.bfloat16 else audio).numpy()  # numpy has no such numbers
+    return np.asarray(audio)
+
+
+@dataclass(frozen=True)
+class _WithPlace:
+    """Calls a collate function with samples and place, or with the samples alone."""
+
+    collate: Callable[..., Any]
+    how: Literal["no", "second", "by name"]
+
+    def __call__(self, samples: list[Sample], place: Place) -> Any:
+        if self.how == "by name":
+            return self.collate(samples, place=place)
+        return self.collate(samples, place) if self.how == "second" else self.collate(samples)
+
+
+def asking(collate: Collate) -> _WithPlace:
+    """The function, given the batch's place if it has a parameter of that name, or needs a second argument. Raises
+    ConfigError for what is no function.
+    """
+    check("collate", collate, callable(collate), "it must be a function")
     try:
-        parameters = inspect.signature(collate).parameters.values()
+        parameters = inspect.signature(collate, follow_wrapped=False).parameters
+        if any(p.kind is p.VAR_POSITIONAL for p in parameters.values()):  # a decorator's, that passes all on
+            parameters = inspect.signature(collate).parameters
     except ValueError:  # built into Python, and without one
-        return False
-    needed = [p for p in parameters if p.kind <= p.POSITIONAL_OR_KEYWORD and p.default is p.empty]
-    return len(needed) > 1
+        return _WithPlace(collate, "no")
+    if "place" in parameters and parameters["place"].kind is not inspect.Parameter.POSITIONAL_ONLY:
+        return _WithPlace(collate, "by name")
+    needed = [p for p in parameters.values() if p.kind <= p.POSITIONAL_OR_KEYWORD and p.default is p.empty]
+    return _WithPlace(collate, "second" if len(needed) > 1 else "no")
 
 
 def _strange(sample: Sample, what: str) -> ValueError:

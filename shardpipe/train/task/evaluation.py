@@ -11,7 +11,7 @@ __all__ = ["evaluate"]
 
 
 def evaluate(learner: Learner, loader: ShardLoader, world: World) -> dict[str, float]:
-    """One pass over the loader's data, shared by all processes, decoding greedily.
+    """One pass over the loader's data (it must not repeat), shared by all processes, decoding greedily.
 
     Every utterance counts once. One that is too short for its text has error rates like any other but no loss; such are
     counted in `left_out`. A batch's content does not depend on the number of processes, so neither does the result,
@@ -19,7 +19,6 @@ def evaluate(learner: Learner, loader: ShardLoader, world: World) -> dict[str, f
     """
     errors = ErrorCounts()
     loss = weight = utterances = left_out = 0.0
-    excluded, unreadable = -loader.num_excluded, -len(loader.skipped)
     for batch in loader:
         result = learner.forward(batch, train=False)
         loss += result.loss.item()
@@ -30,9 +29,8 @@ def evaluate(learner: Learner, loader: ShardLoader, world: World) -> dict[str, f
         for i, frames in enumerate(result.frames.tolist()):
             if batch.weights[i]:
                 errors.add(batch.texts[i], learner.tokenizer.collapse(paths[i][:frames]))
-    excluded, unreadable = excluded + loader.num_excluded, unreadable + len(loader.skipped)
     counts = (errors.word_errors, errors.words, errors.char_errors, errors.chars)
-    sums = world.sum((loss, weight, utterances, left_out, unreadable, *counts))
+    sums = world.sum((loss, weight, utterances, left_out, len(loader.skipped), *counts))
     loss, weight, utterances, left_out, unreadable_by_all, *edits = sums
     return {
         "loss": loss / max(weight, 1),
@@ -40,6 +38,6 @@ def evaluate(learner: Learner, loader: ShardLoader, world: World) -> dict[str, f
         "cer": edits[2] / max(edits[3], 1),
         "utterances": int(utterances),
         "left_out": int(left_out),
-        "excluded": excluded,
+        "excluded": loader.num_excluded,
         "unreadable": int(unreadable_by_all),
     }
