@@ -69,6 +69,10 @@ def test_states_are_followed_by_the_same_batches(version: Path, name: str) -> No
     assert batches_after(version / "data", run) == run["batches"]
 
 
+def is_setting(name: str) -> bool:
+    return ".param_groups." in name and ".params." not in name
+
+
 def test_checkpoints_load_the_same_tensors(version: Path, run_folder: Path) -> None:
     settings = _parser().parse_args(["--data", str(version / "data"), "--out", str(run_folder), *FLAGS]).as_dict()
     del settings["config"]
@@ -77,8 +81,9 @@ def test_checkpoints_load_the_same_tensors(version: Path, run_folder: Path) -> N
         model_state, optimizer_state = get_state_dict(run.learner.model, run.learner.optimizer)
         found = hashes_of({"model": model_state, "optimizer": optimizer_state})
     saved = expected(version)["tensors"]
-    assert found.keys() == saved.keys()
-    # How fast and how strictly to learn is for the run to say, and not for the checkpoint.
+    # How fast and how strictly to learn is for the run to say, and not for the checkpoint; torch has new words for it.
+    learned = [{name for name in names if not is_setting(name)} for names in (found, saved)]
+    assert learned[0] == learned[1]
     hashes = {name: value for name, value in saved.items() if len(value) == 64}
     assert len(hashes) > 100
     assert {name: found[name] for name in hashes} == hashes

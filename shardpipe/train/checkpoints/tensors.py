@@ -50,18 +50,20 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer, worl
 
     Whoever made the checkpoint, nothing in it is run. Raises StoreError if it cannot be loaded.
     """
-    settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     metadata = world.from_main(lambda: _read_metadata(checkpoint))
     model_state, optimizer_state = get_state_dict(model, optimizer)
+    # Settings are not even read: torch gives its optimizers new ones, which older checkpoints lack.
+    groups: Any = optimizer_state["param_groups"]
+    settings = [{name: group.pop(name) for name in list(group) if name != "params"} for group in groups]
     state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state}
     try:
         with maybe_alone(load, world.size == 1) as how:
             load(state, storage_reader=_Reader(checkpoint.path, metadata), planner=_Planner(), **how)
+        for group, setting in zip(state["optimizer"]["param_groups"], settings):
+            group.update(setting)
         set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     except (CheckpointException, Exception) as error:  # the first is none of the second
         raise _damaged(checkpoint, f"its tensors cannot be loaded ({_cause_of(error)})") from error
-    for group, setting in zip(optimizer.param_groups, settings):
-        group.update(setting)
 
 
 class _Reader(FileSystemReader):

@@ -124,6 +124,22 @@ def test_nothing_in_a_checkpoint_changes_a_class(
     assert f"{checkpoint}: is damaged" in said
 
 
+@pytest.mark.parametrize("setting", ["decoupled_weight_decay", "lr", "fused"])
+def test_settings_that_another_torch_has_not_are_no_matter(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], setting: str
+) -> None:
+    """torch 2.6 knows no decoupled_weight_decay: a run that it began goes on with a newer one."""
+
+    def change(metadata: dcp.Metadata) -> None:
+        for group in range(2):
+            del metadata.state_dict_metadata[f"optimizer.param_groups.{group}.{setting}"]
+
+    planted_metadata(checkpoint, change)
+    code, said = resumed(checkpoint, capsys, "--epochs", "1")
+    assert code == 0, said
+    assert "going on at sample 12" in said
+
+
 @pytest.mark.parametrize("name", ["../../secret", "/etc/hostname", "sub/../../../secret", "checkpoint.json", "..", ""])
 def test_names_in_a_checkpoint_do_not_leave_it(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
