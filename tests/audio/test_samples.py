@@ -78,7 +78,7 @@ def test_resampling_keeps_length_and_sound(rates: tuple[int, int], channels: int
 def test_lengths_that_end_in_a_half_are_rounded_up(rates: tuple[int, int], frames: int) -> None:
     """libsoxr counts in floating point, and gives one less for many of them."""
     before, after = rates
-    for odd in range(1, 60, 2):
+    for odd in range(1, 20, 2):
         audio = make_audio(odd * frames, rate=before)
         out = resample(audio, before, after)
         assert len(out) == math.floor(Fraction(len(audio) * after, before) + Fraction(1, 2))

@@ -45,7 +45,7 @@ class Wrapped(IterableDataset[Batch]):
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
 def test_put_into_a_torch_data_loader(data: Path, num_workers: int) -> None:
-    for options in ({}, {"batch_size": None}, {"batch_size": 4}):
+    for options in ({}, {"batch_size": None}, {"batch_size": 4})[: None if num_workers == 0 else 1]:
         dataloader: Any = DataLoader(ShardLoader(data, **OPTIONS), num_workers=num_workers, **options)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="iterate over it itself, instead of putting it into a torch DataLoader"):
             list(dataloader)
