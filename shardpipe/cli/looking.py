@@ -50,6 +50,7 @@ def info(data: Data, scheme: Schemes = None, as_json: Json = False) -> None:
         "size": size_text(totals.size),
         "codecs": ", ".join(f"{codec} {n:,}" for codec, n in totals.codecs.items()),
         "sample rates": ", ".join(f"{rate} Hz {n:,}" for rate, n in totals.sample_rates.items()),
+        "channels": ", ".join(f"{number}: {n:,}" for number, n in totals.channels.items()) or "not said",
         "rejected": f"{totals.rejected:,}" + (", listed in rejected.jsonl" if totals.rejected else ""),
         "fingerprint": found.fingerprint,
     }

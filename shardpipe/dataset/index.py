@@ -182,12 +182,14 @@ def stage_index(
     infos: list[ShardInfo] = []
     codecs: Counter[Any] = Counter()
     rates: Counter[Any] = Counter()
+    channels: Counter[Any] = Counter()
 
     def noted(some: Iterable[tuple[ShardInfo, pa.RecordBatch]]) -> Iterable[pa.RecordBatch]:
         for info, rows in some:
             infos.append(info)
             codecs.update(rows.column("codec").to_pylist())
             rates.update(rows.column("sample_rate").to_pylist())
+            channels.update(rows.column("channels").to_pylist())
             yield rows
 
     with writing(staging):
@@ -204,6 +206,7 @@ def stage_index(
         seconds=round(math.fsum(info.seconds for info in infos), 6),
         codecs=dict(sorted(codecs.items())),
         sample_rates=dict(sorted(rates.items())),
+        channels=dict(sorted(channels.items())),
         rejected=len(rejected),
     )
     listed = write_list(staging / SHARD_LIST, [info.name for info in infos], place)

@@ -7,13 +7,13 @@ import json
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import pyarrow as pa
 
-from shardpipe.audio import SAMPLE_RATE_MAX
+from shardpipe.audio import CHANNELS_MAX, SAMPLE_RATE_MAX
 from shardpipe.dataset.parts import rows_checksum
 from shardpipe.dataset.scan import Members
 from shardpipe.errors import CorruptIndex
@@ -82,7 +82,7 @@ class ShardInfo:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Totals:
-    """Sums over a dataset: `codecs` and `sample_rates` (Hz) count samples."""
+    """Sums over a dataset: `codecs`, `sample_rates` (Hz) and `channels` count samples."""
 
     samples: int
     size: int
@@ -92,6 +92,8 @@ class Totals:
     sample_rates: dict[int, int]
     rejected: int
     """Utterances left out when the dataset was made; rejected.jsonl lists them."""
+    channels: dict[int, int] = field(default_factory=dict)
+    """Samples by their number of channels; empty if the manifest does not say, as those of version 0.1 do not."""
 
 
 def fingerprint(shards: Iterable[ShardInfo]) -> str:
@@ -127,6 +129,7 @@ def format_manifest(shards: list[ShardInfo], totals: Totals, parts: list[str], m
             "seconds": totals.seconds,
             "codecs": totals.codecs,
             "sample_rates": {str(rate): samples for rate, samples in totals.sample_rates.items()},
+            **({"channels": {str(n): samples for n, samples in totals.channels.items()}} if totals.channels else {}),
             "rejected": totals.rejected,
             "parts": parts,
             **({"members": chosen} if chosen else {}),
@@ -169,6 +172,7 @@ class _Own(msgspec.Struct):
     sample_rates: dict[Annotated[int, msgspec.Meta(ge=1, le=SAMPLE_RATE_MAX)], Count]
     rejected: Count
     parts: list[str]
+    channels: dict[Annotated[int, msgspec.Meta(ge=1, le=CHANNELS_MAX)], Count] = {}
     members: Members = _MEMBERS
 
 
@@ -219,6 +223,7 @@ def parse_manifest(data: bytes, file: str) -> Manifest:
         ("frames", sum(shard.frames for shard in shards), own.frames),
         ("samples by codec", own.samples, sum(own.codecs.values())),
         ("samples by sample rate", own.samples, sum(own.sample_rates.values())),
+        ("samples by number of channels", own.samples, sum(own.channels.values()) if own.channels else own.samples),
         ("fingerprint", fingerprint(shards), own.fingerprint),
         ("number of parts", -(-len(shards) // PART_SHARDS), len(own.parts)),
     ):
@@ -235,5 +240,6 @@ def parse_manifest(data: bytes, file: str) -> Manifest:
         codecs=own.codecs,
         sample_rates=own.sample_rates,
         rejected=own.rejected,
+        channels=own.channels,
     )
     return Manifest(shards, totals, tuple(own.parts), own.members)

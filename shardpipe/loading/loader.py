@@ -170,8 +170,10 @@ class ShardLoader:
             prefetch=max(prefetch, threads),
             prefetch_bytes=prefetch_bytes,
         )
+        # What cannot be had is refused here, and not in the middle of an epoch.
+        form.check_channels(index.totals.channels)
         if transform is None and collate is None:
-            _ = self.sample_rate  # several are refused here, and not in the middle of an epoch
+            _ = self.sample_rate
         self._ranks = finder(rank, world_size)
         self._sub_epochs = sub_epochs
         self._repeat = repeat

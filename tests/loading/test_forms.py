@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import soundfile
 
 from shardpipe import Sample, ShardLoader
 from shardpipe.audio import decode, resampled_frames
-from shardpipe.dataset import Index
-from shardpipe.errors import AudioError, ConfigError
+from shardpipe.dataset import MANIFEST, Index, verify
+from shardpipe.errors import AudioError, ConfigError, CorruptIndex
 from shardpipe.pack import PackOptions, pack
 from tests.speech import make_audio
 
@@ -70,21 +71,30 @@ def payloads(data: Path) -> dict[str, np.ndarray[Any, Any]]:
     return found
 
 
+def as_before(data: Path, folder: Path) -> Path:
+    """The dataset as version 0.1 wrote it: its manifest says nothing of channels."""
+    shutil.copytree(data, folder)
+    manifest = json.loads((folder / MANIFEST).read_bytes())
+    del manifest["shardpipe"]["channels"]
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    return folder
+
+
 @pytest.mark.parametrize("options", [{}, {"workers": 1}, {"collate": len}], ids=["straight", "workers", "collate"])
-def test_several_channels_are_refused_with_the_choice(stereo: Path, options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="'opposite' has 2 channels") as caught:
-        list(ShardLoader(stereo, **OPTIONS, **options))
-    for choice in (
-        "by its number",
-        'channels="mix" for the mean of all, as it was up to version 0.1',
-        'channels="keep"',
-    ):
-        assert choice in str(caught.value)
+def test_several_channels_are_refused_with_the_choice(stereo: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="2 of its samples have 2 channels") as at_once:
+        ShardLoader(stereo, **OPTIONS, **options)
+    loader = ShardLoader(as_before(stereo, tmp_path / "before"), **OPTIONS, **options)
+    with pytest.raises(ConfigError, match="the sample 'opposite' has 2 channels") as on_the_way:
+        list(loader)
+    for caught in (at_once, on_the_way):
+        for choice in ("by its number", 'channels="mix" for the mean of all, as it was up to', 'channels="keep"'):
+            assert choice in str(caught.value)
 
 
-def test_skipping_errors_skips_no_channels(stereo: Path) -> None:
-    with pytest.raises(ConfigError, match="has 2 channels"):
-        list(ShardLoader(stereo, on_error="skip", **OPTIONS))
+def test_skipping_errors_skips_no_channels(stereo: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the sample 'opposite' has 2 channels"):
+        list(ShardLoader(as_before(stereo, tmp_path / "before"), on_error="skip", **OPTIONS))
 
 
 @pytest.mark.parametrize(
@@ -123,12 +133,16 @@ def same(sample: Sample, rng: np.random.Generator) -> Sample:
     return sample
 
 
-def test_a_channel_that_is_not_there(stereo: Path, rates: Path) -> None:
-    with pytest.raises(ConfigError, match="channels is 2, but the sample 'opposite' has 2 channels"):
-        list(ShardLoader(stereo, channels=2, **OPTIONS))
+def test_a_channel_that_is_not_there(stereo: Path, rates: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="channels is 2, but 2 of its samples have 2 channels"):
+        ShardLoader(stereo, channels=2, **OPTIONS)
+    with pytest.raises(ConfigError, match="channels is 1, but 5 of its samples have 1 channel"):
+        ShardLoader(rates, channels=1, sample_rate=8000, **OPTIONS)
+    before = as_before(rates, tmp_path / "before")
     with pytest.raises(ConfigError, match="channels is 1, but the sample 'utt8000-1' has 1 channel"):
-        list(ShardLoader(rates, channels=1, sample_rate=8000, **OPTIONS))
-    assert sum(len(batch.keys) for batch in ShardLoader(rates, channels=0, sample_rate=8000, **OPTIONS)) == 10
+        list(ShardLoader(before, channels=1, sample_rate=8000, **OPTIONS))
+    for data in (rates, before):
+        assert sum(len(batch.keys) for batch in ShardLoader(data, channels=0, sample_rate=8000, **OPTIONS)) == 10
 
 
 def test_all_channels_of_samples_that_have_other_numbers_of_them(rates: Path) -> None:
@@ -172,6 +186,21 @@ def test_mixed_rates_come_as_from_a_corpus_packed_at_that_rate(
 def test_batches_by_seconds_keep_their_budget_at_any_rate(rates: Path) -> None:
     for batch in ShardLoader(rates, batch_seconds=0.8, channels="mix", sample_rate=16000, window=8):
         assert batch.audio.shape[0] * batch.audio.shape[1] / 16000 <= 0.8 + len(batch.keys) / 16000
+
+
+def test_the_manifest_counts_channels(rates: Path, tmp_path: Path) -> None:
+    assert Index.load(str(rates)).totals.channels == {1: 5, 2: 5}
+    before = as_before(rates, tmp_path / "before")
+    assert Index.load(str(before)).totals.channels == {}
+    assert Index.load(str(before)).fingerprint == Index.load(str(rates)).fingerprint
+    (before / "shards.list").unlink()
+    assert verify(before).ok
+    manifest = json.loads((rates / MANIFEST).read_bytes())
+    for wrong in ({"1": 5}, {"0": 10}, {"1025": 10}, {"two": 10}, {"1": -1, "2": 11}, []):
+        manifest["shardpipe"]["channels"] = wrong
+        (before / MANIFEST).write_text(json.dumps(manifest))
+        with pytest.raises(CorruptIndex):
+            Index.load(str(before))
 
 
 def test_several_rates_are_refused_at_once_unless_somebody_sees_to_them(rates: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -51,6 +51,13 @@ class Form:
             check("sample_rate", rate, rate <= SAMPLE_RATE_MAX, f"it must be {SAMPLE_RATE_MAX} Hz or less")
             object.__setattr__(self, "sample_rate", rate)
 
+    def check_channels(self, samples: Mapping[int, int]) -> None:
+        """Raises ConfigError if some samples, by number of channels as far as a dataset says it, cannot be had."""
+        wrong = {n: count for n, count in samples.items() if self._is_wrong(n)}
+        if wrong:
+            found = ", ".join(f"{count:,} of its samples have {_channels(n)}" for n, count in sorted(wrong.items()))
+            raise self._refused(found)
+
     def rate(self, row: SampleRow) -> int:
         """A sample's rate in Hz, as it comes."""
         return self.sample_rate or row.sample_rate
@@ -66,7 +73,8 @@ class Form:
         frames = max(map(self.frames, rows))
         if self.channels != "keep":
             for row in rows:
-                self._check_channels(row)
+                if self._is_wrong(row.channels):
+                    raise self._refused(f"the sample {row.key!r} has {_channels(row.channels)}")
             return len(rows), frames
         channels = rows[0].channels
         for row in rows:
@@ -87,8 +95,15 @@ class Form:
         except ShardpipeError as error:
             raise AudioError(error.what, key=row.key, codec=row.codec, where=row.shard_name, fix=error.fix) from error
 
-    def _check_channels(self, row: SampleRow) -> None:
-        several = self.channels == "error" and row.channels > 1
-        if several or (isinstance(self.channels, int) and self.channels >= row.channels):
-            found = f"the sample {row.key!r} has {row.channels} channel{'s' if row.channels > 1 else ''}"
-            raise ConfigError("channels", self.channels, found, fix=_CHOICES if several else _OTHERS)
+    def _is_wrong(self, channels: int) -> bool:
+        if isinstance(self.channels, int):
+            return self.channels >= channels
+        return self.channels == "error" and channels > 1
+
+    def _refused(self, found: str) -> ConfigError:
+        fix = _CHOICES if self.channels == "error" else _OTHERS
+        return ConfigError("channels", self.channels, found, fix=fix)
+
+
+def _channels(number: int) -> str:
+    return f"{number} channel{'s' if number > 1 else ''}"
