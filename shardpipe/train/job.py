@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from shardpipe.errors import ConfigError, ShardpipeError
+from shardpipe.train.compat import leave_group
 from shardpipe.train.config import TrainConfig
 from shardpipe.train.logs import Display
 from shardpipe.train.loop import train
@@ -64,7 +65,7 @@ def _world(rank: int, size: int, device: torch.device) -> Iterator[World]:
         yield World(rank=rank, size=size, device=device)
     finally:
         if size > 1:
-            dist.destroy_process_group()
+            leave_group()
 
 
 @contextmanager
