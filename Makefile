@@ -77,7 +77,7 @@ $(VENV)/installed-bench: $(VENV)/installed-dev
 benchmarks/peers/%/.venv/installed: benchmarks/peers/%/requirements.txt | $(BIN)/python
 	@echo "Installing the peers of $(<D)."
 	$(BIN)/python -m venv $(@D)
-	$(@D)/bin/python -m pip install --disable-pip-version-check --progress-bar off --quiet --requirement $<
+	$(@D)/bin/python $(PIP_INSTALL) --requirement $<
 	@touch $@
 
 $(BIN)/python:

@@ -10,7 +10,7 @@ from shardpipe.runtime import lazily
 
 if TYPE_CHECKING:
     from shardpipe.dataset.index import Index, stage_index
-    from shardpipe.dataset.listing import SHARD_LIST, check_nameable, is_list_of, write_list
+    from shardpipe.dataset.listing import SHARD_LIST, is_list_of, list_place, write_list
     from shardpipe.dataset.manifest import MANIFEST, ShardInfo, Totals
     from shardpipe.dataset.parts import SCHEMA, Row, rows_batch
     from shardpipe.dataset.scan import TORN, Members, Scan, extras_json, inspect
@@ -21,7 +21,7 @@ else:
     __getattr__, __dir__ = lazily(
         __name__,
         index=["Index", "stage_index"],
-        listing=["SHARD_LIST", "check_nameable", "is_list_of", "write_list"],
+        listing=["SHARD_LIST", "is_list_of", "list_place", "write_list"],
         manifest=["MANIFEST", "ShardInfo", "Totals"],
         parts=["SCHEMA", "Row", "rows_batch"],
         scan=["TORN", "Members", "Scan", "extras_json", "inspect"],
@@ -44,10 +44,10 @@ __all__ = [
     "ShardWriter",
     "Totals",
     "VerifyReport",
-    "check_nameable",
     "extras_json",
     "inspect",
     "is_list_of",
+    "list_place",
     "rows_batch",
     "sample_bytes",
     "stage_index",

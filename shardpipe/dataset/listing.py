@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from shardpipe.errors import ConfigError, CorruptIndex, ShardpipeError, StoreError
 from shardpipe.store import Store, is_url, shown_url, write_file
 
-__all__ = ["SHARD_LIST", "check_list", "check_nameable", "is_list_of", "write_list"]
+__all__ = ["SHARD_LIST", "check_list", "is_list_of", "list_place", "write_list"]
 
 SHARD_LIST = "shards.list"
 
@@ -20,11 +20,16 @@ _LINE_BYTES = 4096
 _OTHER_LINES = 1024
 
 
-def check_nameable(place: str) -> None:
-    """Raises ConfigError for the path or URL of a dataset that a line of the list cannot hold."""
-    if not _fits_a_line(place):
+def list_place(out: str, *, relative: bool) -> str | None:
+    """By which place the list is to name the shards of a dataset at a path or URL; None if it is to name them
+    relative to that. Raises ConfigError for a place that no line can hold.
+    """
+    if relative:
+        return None
+    if not _fits_a_line(out):
         rule = "its path holds the end of a line, and shards.list is to name the shards by it"
-        raise ConfigError("out", place, rule, fix="Choose another place, or pass --relative.")
+        raise ConfigError("out", out, rule, fix="Choose another place, or pass --relative.")
+    return out
 
 
 def write_list(path: Path, names: Sequence[str], place: str | None) -> bool:

@@ -204,7 +204,7 @@ class ShardLoader:
     @property
     def sub_epoch(self) -> int:
         """The sub-epoch of the next batch within its epoch, from 0."""
-        return self._consumed % self.num_samples * self._sub_epochs // self.num_samples
+        return self._sequence.sub_epoch(self._consumed, self._sub_epochs)
 
     @property
     def sample_rate(self) -> int:
@@ -229,7 +229,7 @@ class ShardLoader:
         """
         _, world_size = self._ranks()
         count = self._consumed if self._repeat else 0
-        this = (count // self.num_samples, count % self.num_samples * self._sub_epochs // self.num_samples, world_size)
+        this = (count // self.num_samples, self._sequence.sub_epoch(count, self._sub_epochs), world_size)
         if self._length is None or self._length[0] != this:
             steps = self._sequence.sub_epoch_steps(count, world_size=world_size, sub_epochs=self._sub_epochs)
             self._length = (this, sum(1 for _ in steps))

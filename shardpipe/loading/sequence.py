@@ -131,8 +131,8 @@ class BatchSequence:
     def sub_epoch_steps(self, consumed: int, *, world_size: int = 1, sub_epochs: int = 1) -> Iterator[Step]:
         """The whole sub-epoch of the count, from where a run that is never stopped begins it on so many ranks."""
         base = start = consumed // self.num_samples * self.num_samples
-        number = (consumed - base) * sub_epochs // self.num_samples
-        while (start - base) * sub_epochs // self.num_samples < number:
+        number = self.sub_epoch(consumed, sub_epochs)
+        while self.sub_epoch(start, sub_epochs) < number:
             before = start
             for step in self.steps(start, world_size=world_size, sub_epochs=sub_epochs):
                 start = step.count
@@ -140,11 +140,14 @@ class BatchSequence:
                 return self.steps(before, world_size=world_size, sub_epochs=sub_epochs)
         return self.steps(start, world_size=world_size, sub_epochs=sub_epochs)
 
+    def sub_epoch(self, consumed: int, sub_epochs: int) -> int:
+        """The number, within its epoch, of the sub-epoch that the count lies in."""
+        return consumed % self.num_samples * sub_epochs // self.num_samples
+
     def sub_epoch_end(self, consumed: int, sub_epochs: int) -> int:
         """The count at which the sub-epoch of `consumed` has had its 1/sub_epochs share of the epoch."""
-        epoch, count = divmod(consumed, self.num_samples)
-        share = count * sub_epochs // self.num_samples + 1
-        return epoch * self.num_samples + -(-self.num_samples * share // sub_epochs)
+        share = self.sub_epoch(consumed, sub_epochs) + 1
+        return consumed // self.num_samples * self.num_samples + -(-self.num_samples * share // sub_epochs)
 
     def samples(self, epoch: int, positions: Ints) -> tuple[Ints, Ints, Ints]:
         """(shard, index in the shard, ordinal in the dataset) of each position."""

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from shardpipe.audio import RESAMPLER, SAMPLE_RATE_MAX
-from shardpipe.dataset import SHARD_LIST, Index, check_nameable, is_list_of, stage_index, write_list
+from shardpipe.dataset import SHARD_LIST, Index, is_list_of, list_place, stage_index, write_list
 from shardpipe.errors import ConfigError, ListError
 from shardpipe.lists import Utterance, check_key, read_list
 from shardpipe.pack.contents import REJECTED, Contents, another_unfinished, shard_name
@@ -121,8 +121,7 @@ def pack(
     if options.shuffle_seed is not None:
         utterances.sort(key=partial(_shuffle_key, options.shuffle_seed))
     destination = destination_at(out, staging)
-    place = None if options.relative else destination.url
-    check_nameable(place or "")
+    place = list_place(destination.url, relative=options.relative)
     with Staging.open(destination) as folder:
         contents = Contents(destination)
         if contents.packed == digest and (folder.has_finished_earlier or not options.overwrite):

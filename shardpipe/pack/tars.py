@@ -20,9 +20,9 @@ from shardpipe.dataset import (
     Scan,
     ShardInfo,
     ShardReader,
-    check_nameable,
     inspect,
     is_list_of,
+    list_place,
     rows_batch,
     stage_index,
 )
@@ -116,8 +116,7 @@ def index_tars(
         incomplete=skip_incomplete,
         progress=progress,
     )
-    place = None if relative else destination.url
-    check_nameable(place or "")
+    place = list_place(destination.url, relative=relative)
     with Staging.open(destination) as folder:
         contents = Contents(destination)
         if folder.job is not None:
