@@ -18,7 +18,7 @@ from shardpipe.audio import decode, encode, probe, resample
 from shardpipe.dataset import MANIFEST, Index, verify
 from shardpipe.errors import AudioError, ConfigError, ListError, ShardpipeError, StoreError
 from shardpipe.lists import Utterance
-from shardpipe.pack import PackOptions, index_tars, pack
+from shardpipe.pack import PackOptions, index_tars, pack, packing
 from shardpipe.pack.prepare import prepare
 from shardpipe.store import LocalStore
 from tests.places import pack_list, tree
@@ -237,6 +237,18 @@ def test_a_channel_that_the_list_names_is_cut_out(tmp_path: Path, codec: str, ke
     assert (row["channels"], audio) == (1, data), "there is no other"
     with pytest.raises(AudioError, match="there is no channel 1, for the audio has 1"):
         packed(tmp_path, {"wav": "a.bin", "channel": 1})
+
+
+@pytest.mark.parametrize(("rate", "raises"), [(None, False), (8000, True)])
+def test_another_resampler_is_another_pack_where_it_resamples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: int | None, raises: bool
+) -> None:
+    data_list, options = write_list(tmp_path, 3), PackOptions(sample_rate=rate)
+    first = pack(data_list, tmp_path / "out", options=options)
+    assert pack(data_list, tmp_path / "out", options=options).shards_kept == first.shards
+    monkeypatch.setattr(packing, "RESAMPLER", "another one")
+    with pytest.raises(StoreError, match="another dataset") if raises else nullcontext():
+        pack(data_list, tmp_path / "out", options=options)
 
 
 def test_another_channel_is_another_pack(tmp_path: Path) -> None:
