@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Final, NamedTuple
 
 import numpy as np
+import soundfile
 
 from shardpipe.audio.common import CONVERT, TORN, AudioInfo, Bytes, Samples
 from shardpipe.audio.drlibs import decode_flac, decode_flac_into, decode_mp3, probe_flac, probe_mp3
-from shardpipe.audio.ogg import decode_opus, decode_vorbis, probe_opus, probe_vorbis, seal_ogg
+from shardpipe.audio.libopus import libopus
+from shardpipe.audio.ogg import seal_ogg
+from shardpipe.audio.opus import decode_opus, probe_opus
 from shardpipe.audio.samples import resample, to_float32, to_int16, to_mono
 from shardpipe.audio.sndfile import encode_sndfile
+from shardpipe.audio.vorbis import decode_vorbis, probe_vorbis
 from shardpipe.audio.wav import decode_wav, decode_wav_into, encode_wav, probe_wav
 from shardpipe.errors import AudioError
 
-__all__ = ["CODECS", "decode", "decode_into", "detect", "encode", "probe"]
+__all__ = ["CODECS", "decode", "decode_into", "decoders", "detect", "encode", "probe"]
 
 
 class _Codec(NamedTuple):
@@ -43,6 +48,20 @@ CODECS: Final[dict[str, _Codec]] = {
     "ogg": _Codec(probe_vorbis, decode_vorbis),
     "opus": _Codec(probe_opus, decode_opus, _encode_opus),
 }
+
+
+def decoders() -> dict[str, str]:
+    """What decodes each codec on this machine, with its version, for people."""
+    drlibs = f"by miniaudio {version('miniaudio')}"
+    sndfile = f"libsndfile {soundfile.__libsndfile_version__}"
+    library = libopus()
+    return {
+        "wav": f"numpy {np.__version__}; {sndfile} for what is no PCM",
+        "flac": f"dr_flac, {drlibs}",
+        "mp3": f"dr_mp3, {drlibs}",
+        "ogg": f"stb_vorbis, {drlibs}",
+        "opus": sndfile if library is None else f"libopus {library.version}, {library.origin}",
+    }
 
 
 def detect(data: Bytes) -> str:

@@ -23,6 +23,7 @@ __all__ = [
     "bounded",
     "filled",
     "info_of",
+    "peak",
     "short",
 ]
 
@@ -82,13 +83,18 @@ def filled(info: AudioInfo, dtype: type[np.number[Any]], read: Callable[[Samples
     return out[:-1]
 
 
-def bounded(codec: str, audio: Samples) -> Samples:
-    """Floating point samples clipped to [-1, 1]. Raises AudioError if they cannot be meant so."""
+def peak(codec: str, audio: Samples) -> float:
+    """How far floating point samples go from 0. Raises AudioError if they cannot be meant for [-1, 1]."""
     low, high = float(audio.min()), float(audio.max())
-    if not max(-low, high) < 16:
+    if not (found := max(-low, high)) < 16:
         raise AudioError(
             f"its samples range from {low:g} to {high:g}, far outside [-1, 1]",
             codec=codec,
             fix="Scale them to [-1, 1], or write them as integers.",
         )
-    return audio if low >= -1 and high <= 1 else np.clip(audio, -1, 1, out=audio)
+    return found
+
+
+def bounded(codec: str, audio: Samples) -> Samples:
+    """Floating point samples clipped to [-1, 1]. Raises AudioError if they cannot be meant so."""
+    return audio if peak(codec, audio) <= 1 else np.clip(audio, -1, 1, out=audio)

@@ -1,43 +1,44 @@
-"""Ogg: its pages checked, Vorbis by stb_vorbis (seven tenths of libsndfile's time), Opus by libsndfile.
-
-Opus is decoded at the lowest of its own rates (8, 12, 16, 24, 48 kHz) that is no lower than the rate the encoder was
-given, as the header states it, so 16 kHz speech comes back at 16 kHz and 44.1 kHz as 48 kHz; where it states none, at
-48 kHz.
-"""
+"""Ogg (RFC 3533): its pages, checked, and the packets in them."""
 
 from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-import miniaudio
-import numpy as np
-
-from shardpipe.audio.common import CONVERT, TORN, AudioInfo, Bytes, Samples, bounded, filled, info_of
-from shardpipe.audio.sndfile import decode_sndfile, probe_sndfile
+from shardpipe.audio.common import CONVERT, TORN, Bytes
 from shardpipe.errors import AudioError
 
-__all__ = ["decode_opus", "decode_vorbis", "probe_opus", "probe_vorbis", "seal_ogg"]
-
-_ffi: Any = miniaudio.ffi
-_lib: Any = miniaudio.lib
+__all__ = ["Page", "packets_of", "pages_of", "seal_ogg"]
 
 # Ogg's CRC-32 is zlib's with the bits of every byte and of the result the other way round, and nothing inverted.
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
+_FIRST, _LAST = 2, 4  # flags of a stream's pages
 
-def _pages(data: Bytes, codec: str) -> Iterator[tuple[int, int]]:
-    """Where each page begins and ends. RFC 3533, section 6."""
+
+class Page(NamedTuple):
+    """What a page says of itself."""
+
+    last: bool
+    granule: int
+    """Where the last packet that ends here ends, in the codec's own measure."""
+    sizes: Bytes
+    """Of its segments; one below 255 ends a packet."""
+    body: int
+    """Where the segments begin."""
+
+
+def _bounds(data: Bytes, codec: str) -> Iterator[tuple[int, int, int]]:
+    """Where each page, its segments and the next page begin."""
     begin = 0
     while begin < len(data):
         body = begin + 27 + (data[begin + 26] if begin + 27 <= len(data) else 0)
         end = body + sum(data[begin + 27 : body])
         if data[begin : begin + 4] != b"OggS" or begin + 27 > len(data) or end > len(data):
             raise AudioError(f"the Ogg page at byte {begin} is cut or damaged", codec=codec, fix=TORN)
-        yield begin, end
+        yield begin, body, end
         begin = end
 
 
@@ -48,81 +49,50 @@ def _page_crc(page: Bytes) -> bytes:
     return crc.to_bytes(4, "big").translate(_REVERSED)
 
 
-def _check_ogg(data: Bytes, codec: str) -> None:
-    """Raises AudioError unless the pages are whole, in order, of one stream, and the last one says it is the last.
+def pages_of(data: Bytes, codec: str) -> list[Page]:
+    """All pages. Raises AudioError unless they are whole, in order, of one stream, and the last says it is the last.
 
-    The decoders would skip what is missing: stb_vorbis checks no CRC, and a stream cut between pages looks whole.
+    Decoders would skip what is missing: stb_vorbis checks no CRC, and a stream cut between pages looks whole.
     """
+    pages: list[Page] = []
     flags, serial, sequence = struct.unpack_from("<B8xII", data, 5)
-    sequence -= 1
-    for begin, end in _pages(data, codec):
-        flags, this, number = struct.unpack_from("<B8xII", data, begin + 5)
+    for number, (begin, body, end) in enumerate(_bounds(data, codec), sequence):
+        flags, granule, this, stated = struct.unpack_from("<BqII", data, begin + 5)
         if data[begin + 22 : begin + 26] != _page_crc(data[begin:end]):
             raise AudioError(f"the Ogg page at byte {begin} has a wrong CRC", codec=codec, fix=TORN)
-        if this != serial:
+        if this != serial or (pages and flags & _FIRST):
             raise AudioError("the Ogg file holds more than one stream", codec=codec, fix=CONVERT)
-        if number != sequence + 1:
+        if stated != number:
             raise AudioError(f"an Ogg page is missing before byte {begin}", codec=codec, fix=TORN)
-        sequence = number
-    if not flags & 4:
+        pages.append(Page(bool(flags & _LAST), granule, data[begin + 27 : body], body))
+    if not flags & _LAST:
         raise AudioError("the Ogg stream is cut: its last page is missing", codec=codec, fix=TORN)
+    return pages
+
+
+def packets_of(data: bytes, pages: Sequence[Page], codec: str) -> Iterator[tuple[Page, list[bytes]]]:
+    """Every page, and the packets that end there. Raises AudioError if the last packet has no end."""
+    begun = b""
+    for page in pages:
+        packets: list[bytes] = []
+        start = stop = page.body
+        for size in page.sizes:
+            stop += size
+            if size < 255:
+                packets.append(begun + data[start:stop] if begun else data[start:stop])
+                begun, start = b"", stop
+        begun += data[start:stop]
+        yield page, packets
+    if begun:
+        raise AudioError("the Ogg stream is cut: its last packet has no end", codec=codec, fix=TORN)
 
 
 def seal_ogg(data: bytes, serial: int) -> bytes:
     """The same stream under another serial number: libsndfile draws it at random, and equal input is to be equal."""
     pages = []
-    for begin, end in _pages(data, "ogg"):
+    for begin, _, end in _bounds(data, "ogg"):
         page = bytearray(data[begin:end])
         page[14:18] = serial.to_bytes(4, "little")
         page[22:26] = _page_crc(memoryview(page))
         pages.append(bytes(page))
     return b"".join(pages)
-
-
-@contextmanager
-def _opened_vorbis(data: Bytes) -> Iterator[tuple[Any, AudioInfo]]:
-    _check_ogg(data, "ogg")
-    error = _ffi.new("int *")
-    vorbis = _lib.stb_vorbis_open_memory(_ffi.from_buffer("unsigned char[]", data), len(data), error, _ffi.NULL)
-    if not vorbis:
-        raise AudioError(f"the headers cannot be read (stb_vorbis error {error[0]})", codec="ogg", fix=TORN)
-    try:
-        frames = _lib.stb_vorbis_stream_length_in_samples(vorbis)
-        facts = _lib.stb_vorbis_get_info(vorbis)
-        yield vorbis, info_of("ogg", data, frames, facts.sample_rate, facts.channels)
-    finally:
-        _lib.stb_vorbis_close(vorbis)
-
-
-def probe_vorbis(data: Bytes) -> AudioInfo:
-    with _opened_vorbis(data) as (_, info):
-        return info
-
-
-def decode_vorbis(data: Bytes) -> Samples:
-    with _opened_vorbis(data) as (vorbis, info):
-        return bounded("ogg", filled(info, np.float32, lambda out: _read_vorbis(vorbis, out)))
-
-
-def _read_vorbis(vorbis: Any, out: Samples) -> int:
-    pointer = _ffi.from_buffer("float[]", out, require_writable=True)
-    return int(_lib.stb_vorbis_get_samples_float_interleaved(vorbis, out.shape[1], pointer, out.size))
-
-
-def probe_opus(data: Bytes) -> AudioInfo:
-    return probe_sndfile("opus", _checked_opus(data))
-
-
-def decode_opus(data: Bytes) -> Samples:
-    return decode_sndfile("opus", _checked_opus(data))
-
-
-def _checked_opus(data: Bytes) -> Bytes:
-    """The stream, once it is seen to be whole; where its header states no rate (RFC 7845, section 5.1), 48 kHz.
-
-    libsndfile would decode it at 8 kHz.
-    """
-    _check_ogg(data, "opus")
-    if data[40:44] != bytes(4):
-        return data
-    return seal_ogg(b"".join([data[:40], (48000).to_bytes(4, "little"), data[44:]]), serial=0)
