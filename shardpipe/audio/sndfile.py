@@ -46,12 +46,21 @@ def decode_sndfile(codec: str, data: Bytes) -> Samples:
         return bounded(codec, filled(info, np.float32, lambda out: len(sound.read(out=out))))
 
 
-def encode_sndfile(audio: Samples, sample_rate: int, codec: str, container: str, subtype: str) -> bytes:
-    """[frames, channels] as a file. Raises AudioError if the codec cannot hold it."""
+def encode_sndfile(
+    audio: Samples, sample_rate: int, codec: str, container: str, subtype: str, *, compression: float | None = None
+) -> bytes:
+    """[frames, channels] as a file, compressed from 0 to 1. Raises AudioError if the codec cannot hold it."""
     with _scratch_file() as file:
         try:
             with soundfile.SoundFile(
-                file.fileno(), "w", sample_rate, audio.shape[1], subtype, format=container, closefd=False
+                file.fileno(),
+                "w",
+                sample_rate,
+                audio.shape[1],
+                subtype,
+                format=container,
+                closefd=False,
+                compression_level=compression,
             ) as sound:
                 sound.write(audio)
         except soundfile.LibsndfileError as error:

@@ -27,6 +27,9 @@ def pack(
         Literal["keep", "flac", "wav", "opus"], typer.Option("--format", help="Keep the bytes, or encode.")
     ] = "keep",
     sample_rate: Annotated[int | None, typer.Option(metavar="HZ", help="Resample to this rate.")] = None,
+    flac_level: Annotated[
+        int | None, typer.Option(metavar="0-8", help="Of FLAC that is written: higher is smaller, and slower to read.")
+    ] = None,
     jobs: Jobs = None,
     shuffle_seed: Annotated[int | None, typer.Option(help="Shuffle the list with this seed first.")] = None,
     on_error: OnError = "fail",
@@ -37,6 +40,7 @@ def pack(
     as_json: Json = False,
 ) -> None:
     """Pack a list of audio and text into tar shards with an index. Killed and run again, it goes on."""
+    from shardpipe.audio import FLAC_LEVEL
     from shardpipe.pack import PackOptions, pack
 
     options = PackOptions(
@@ -44,6 +48,7 @@ def pack(
         shard_samples=shard_samples,
         format=target,
         sample_rate=sample_rate,
+        flac_level=FLAC_LEVEL if flac_level is None else flac_level,
         jobs=jobs or cores(),
         shuffle_seed=shuffle_seed,
         on_error=on_error,

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from shardpipe.audio import RESAMPLER, SAMPLE_RATE_MAX
+from shardpipe.audio import FLAC_LEVEL, RESAMPLER, SAMPLE_RATE_MAX
 from shardpipe.dataset import SHARD_LIST, Index, is_list_of, list_place, stage_index, write_list
 from shardpipe.errors import ConfigError, ListError
 from shardpipe.lists import Utterance, check_key, read_list
@@ -33,6 +33,7 @@ Progress = Callable[[int, int, int], None]
 """Called with (done, total, bytes): utterances dealt with, utterances in all, bytes of shards written."""
 
 _JOB_VERSION = 1
+_FLAC_LEVEL_BEFORE = 5  # which all packs had that name none
 _CHUNK = 16
 _CHUNK_OF_RECORDING = 256
 
@@ -47,6 +48,8 @@ class PackOptions:
     """keep: the bytes as they are; or flac, wav, opus: encode what is of another codec."""
     sample_rate: int | None = None
     """Hz to resample to; None keeps each utterance's own."""
+    flac_level: int = FLAC_LEVEL
+    """0 to 8, of FLAC that is written: by default the one that decodes fastest; a higher one takes less room."""
     jobs: int = 1
     shuffle_seed: int | None = None
     """Packs in an order drawn from this seed; None keeps the list's.
@@ -75,6 +78,8 @@ class PackOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(name, value, "it must be 1 or more")
+        if self.flac_level not in range(9):
+            raise ConfigError("flac_level", self.flac_level, "it must be a number from 0 to 8")
         if self.sample_rate is not None and self.sample_rate > SAMPLE_RATE_MAX:
             raise ConfigError("sample_rate", self.sample_rate, f"it must be {SAMPLE_RATE_MAX} Hz or less")
 
@@ -186,12 +191,21 @@ def _digest(utterances: Sequence[Utterance], options: PackOptions) -> str:
     """Of all that decides which bytes a pack writes, except the audio itself."""
     job = [_JOB_VERSION, options.shard_size, options.shard_samples, options.format, options.sample_rate]
     # What came later is named, and only where it matters: packs begun before it go on.
-    later = [RESAMPLER] if options.sample_rate else []
+    later: list[object] = [RESAMPLER] if options.sample_rate else []
+    if options.flac_level != _FLAC_LEVEL_BEFORE and _may_write_flac(utterances, options):
+        later.append({"flac_level": options.flac_level})
     digest = hashlib.sha256(json.dumps([*job, options.shuffle_seed, *later]).encode())
     for u in utterances:
         fields = [u.key, u.audio, u.text, u.start, u.end, u.extras, *([] if u.channel is None else [u.channel])]
         digest.update(json.dumps(fields, sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def _may_write_flac(utterances: Sequence[Utterance], options: PackOptions) -> bool:
+    """Not where all bytes stay as they are, or another format is asked for."""
+    if options.format != "keep" or options.sample_rate:
+        return options.format in ("keep", "flac")
+    return any((u.start, u.end, u.channel) != (None, None, None) for u in utterances)
 
 
 def _shuffle_key(seed: int, utterance: Utterance) -> bytes:
@@ -207,7 +221,7 @@ def _grow(
     shards = GrowingShards(destination, max_bytes=max_bytes, max_samples=options.shard_samples)
     skip = options.on_error == "skip"
     done = shards.recover(with_rejections=skip)
-    work = partial(prepare, target=options.format, sample_rate=options.sample_rate)
+    work = partial(prepare, target=options.format, sample_rate=options.sample_rate, flac_level=options.flac_level)
     try:
         for position, result in enumerate(in_order(work, _chunks(utterances[done:]), jobs=options.jobs), done):
             utterance = utterances[position]

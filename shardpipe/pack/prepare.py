@@ -31,17 +31,17 @@ class Prepared(NamedTuple):
 
 
 def prepare(
-    utterances: Sequence[Utterance], *, target: str, sample_rate: int | None
+    utterances: Sequence[Utterance], *, target: str, sample_rate: int | None, flac_level: int
 ) -> list[Prepared | ShardpipeError]:
     """The samples of the first few utterances, all of them unless they are large; an error stands for a bad one.
 
-    `target` is one of FORMATS, `sample_rate` in Hz or None for each utterance's own.
+    `target` is one of FORMATS, `sample_rate` in Hz or None for each utterance's own, `flac_level` that of `encode`.
     """
     results: list[Prepared | ShardpipeError] = []
     size = 0
     for utterance in utterances:
         try:
-            result = _prepare(utterance, target, sample_rate)
+            result = _prepare(utterance, target, sample_rate, flac_level)
         except ShardpipeError as error:
             results.append(_located(error, utterance))
             continue
@@ -52,8 +52,8 @@ def prepare(
     return results
 
 
-def _prepare(utterance: Utterance, target: str, sample_rate: int | None) -> Prepared:
-    payload, info = _audio(utterance, target, sample_rate)
+def _prepare(utterance: Utterance, target: str, sample_rate: int | None, flac_level: int) -> Prepared:
+    payload, info = _audio(utterance, target, sample_rate, flac_level)
     extras = extras_json(utterance.extras)
     text = utterance.text.strip()
     try:
@@ -81,7 +81,7 @@ def _prepare(utterance: Utterance, target: str, sample_rate: int | None) -> Prep
     return Prepared(row, data)
 
 
-def _audio(utterance: Utterance, target: str, sample_rate: int | None) -> tuple[bytes, AudioInfo]:
+def _audio(utterance: Utterance, target: str, sample_rate: int | None, flac_level: int) -> tuple[bytes, AudioInfo]:
     """The audio member and what it holds. Bytes that already are what is asked for stay as they are.
 
     Where "keep" has to cut, to take a channel or to resample, WAV stays WAV and all else becomes FLAC, of 16 bits both.
@@ -104,7 +104,7 @@ def _audio(utterance: Utterance, target: str, sample_rate: int | None) -> tuple[
         audio, rate = resample(audio, rate, sample_rate), sample_rate
     if target == "keep":
         target = "wav" if codec == "wav" else "flac"
-    payload = encode(audio, rate, target)
+    payload = encode(audio, rate, target, flac_level=flac_level)
     return payload, probe(payload)
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import soundfile
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from shardpipe.audio import (
+    FLAC_LEVEL,
     AudioInfo,
     decode,
     decode_into,
@@ -286,6 +289,17 @@ def test_files_of_different_audio_may_be_chained() -> None:
     """Ogg streams of one physical file need different serial numbers."""
     first, second = (encode(make_audio(4000, seed=seed), 16000, "opus") for seed in (1, 2))
     assert first[14:18] != second[14:18]
+
+
+def test_flac_levels() -> None:
+    audio = make_audio(48000)
+    files = [encode(audio, 16000, "flac", flac_level=level) for level in range(9)]
+    usual = io.BytesIO()
+    soundfile.write(usual, audio, 16000, format="FLAC", subtype="PCM_16")
+    assert files[5] == usual.getvalue(), "as version 0.1 wrote it"
+    assert encode(audio, 16000, "flac") == files[FLAC_LEVEL]
+    assert all(np.array_equal(decode(data, "flac", "int16"), to_int16(audio)) for data in files)
+    assert len(files[0]) > len(files[8])
 
 
 def test_what_cannot_be_encoded() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +253,39 @@ def test_another_resampler_is_another_pack_where_it_resamples(
         pack(data_list, tmp_path / "out", options=options)
 
 
+@pytest.mark.parametrize("line", [{}, {"start": 0.0, "end": 0.05}, {"channel": 0}])
+@pytest.mark.parametrize("audio_format", ["keep", "flac", "wav"])
+@pytest.mark.parametrize("rate", [None, 8000])
+def test_another_flac_level_is_another_pack_where_flac_may_be_written(
+    tmp_path: Path, line: dict[str, Any], audio_format: str, rate: int | None
+) -> None:
+    (tmp_path / "a.wav").write_bytes(make_bytes("wav", 1600))
+    (tmp_path / "data.list").write_text(json.dumps({"key": "a", "wav": "a.wav", "txt": "", **line}))
+    options = PackOptions(format=audio_format, sample_rate=rate)
+    raises = audio_format == "flac" or (audio_format == "keep" and (bool(line) or rate is not None))
+    first = pack(tmp_path / "data.list", tmp_path / "out", options=options)
+    assert pack(tmp_path / "data.list", tmp_path / "out", options=options).shards_kept == first.shards
+    with pytest.raises(StoreError, match="another dataset") if raises else nullcontext():
+        pack(tmp_path / "data.list", tmp_path / "out", options=replace(options, flac_level=5))
+
+
+def test_a_pack_to_flac_that_was_begun_before_levels_goes_on_at_level_5(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(make_bytes("wav", 1600))
+    fields: Any = {"start": None, "end": None, "extras": {}, "where": "here"}
+    utterance = Utterance(key="a", audio=str(tmp_path / "a.wav"), text="x", **fields)
+    before = hashlib.sha256(json.dumps([1, None, None, "flac", None, None]).encode())
+    before.update(json.dumps(["a", utterance.audio, "x", None, None, {}], sort_keys=True).encode())
+    pack([utterance], tmp_path / "out", options=PackOptions(format="flac", flac_level=5))
+    job = json.loads((tmp_path / "out/index/job.json").read_text())
+    assert job["digest"] == before.hexdigest()
+
+
+@pytest.mark.parametrize("level", [-1, 9, 2.5, "2"])
+def test_flac_levels_that_are_none(level: Any) -> None:
+    with pytest.raises(ConfigError, match="flac_level is .*, but it must be a number from 0 to 8"):
+        PackOptions(flac_level=level)
+
+
 def test_another_channel_is_another_pack(tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(make_bytes("wav", 1600, channels=2))
     for channel, raises in ((0, False), (0, False), (1, True)):
@@ -440,8 +475,8 @@ def test_options_outside_their_rules(options: dict[str, Any]) -> None:
 def test_a_worker_hands_over_large_samples_a_few_at_a_time(tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(encode(np.zeros((5_000_000, 1), np.int16), 16000, "wav"))
     utterances = [utterance(f"u{i}", audio=str(tmp_path / "a.wav")) for i in range(5)]
-    assert len(prepare(utterances, target="keep", sample_rate=None)) == 2, "16 MiB are enough"
-    assert len(prepare(utterances[:1], target="keep", sample_rate=None)) == 1
+    assert len(prepare(utterances, target="keep", sample_rate=None, flac_level=2)) == 2, "16 MiB are enough"
+    assert len(prepare(utterances[:1], target="keep", sample_rate=None, flac_level=2)) == 1
 
 
 def test_opus_cannot_hold_every_rate(tmp_path: Path) -> None:
