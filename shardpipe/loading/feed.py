@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -11,7 +12,8 @@ from typing import Any
 import torch
 
 from shardpipe.cache import ShardCache
-from shardpipe.loading.making import Arena, CudaCopier, Maker, Skipped, Workers, finished, pinned
+from shardpipe.loading.making import Arena, CudaCopier, Maker, Skipped, finished, pinned
+from shardpipe.loading.pace import Pace
 from shardpipe.loading.pipeline import Pipeline
 from shardpipe.loading.prefetch import WindowPrefetch, has_room
 from shardpipe.loading.read import Payload, Reader, coalesce
@@ -31,7 +33,7 @@ class Feed:
     reader: Reader
     cache: ShardCache | None
     maker: Maker
-    workers: Workers | None
+    pace: Pace
     device: torch.device | None
     threads: int
     prefetch: int
@@ -42,14 +44,21 @@ class Feed:
     ) -> Iterator[tuple[Work, Any, list[Skipped]]]:
         """(work, its batch, what of it was skipped), until `stack` is unwound."""
         copier = CudaCopier(self.device) if self.device else None
+        taken = None  # the first batch finds nothing ahead of it
+        asked = time.perf_counter()
         for work, (batch, skipped) in self._pipeline(steps, rank, world_size, stack, copier):
+            now = time.perf_counter()
+            if taken is not None:
+                self.pace.taken(now - asked, now - taken)
+            taken = now
             yield work, copier.receive(batch) if copier else batch, skipped
+            asked = time.perf_counter()
 
     def _pipeline(
         self, steps: Iterator[Step], rank: int, world_size: int, stack: ExitStack, copier: CudaCopier | None
     ) -> Pipeline[Work, dict[int, Payload], tuple[Any, list[Skipped]]]:
         # Memory of its own for every loop: what one has lent is never another's, in a forked process least of all.
-        make = self.workers or replace(self.maker, empty=pinned if copier else Arena(self.prefetch_bytes).empty)
+        straight = replace(self.maker, empty=pinned if copier else Arena(self.prefetch_bytes).empty)
         parallel = self.reader.store.parallel
         stack.callback(close, self.reader.store)
         prefetch = None
@@ -60,8 +69,10 @@ class Feed:
                 steps = stack.enter_context(closing(prefetch)).watch(steps)
 
         def made(work: Work, fetched: list[dict[int, Payload]]) -> tuple[Any, list[Skipped]]:
+            make = self.pace.workers or straight
             result, skipped = make(work, {i: payload for some in fetched for i, payload in some.items()})
             batch = finished(work, result)
+            self.pace.made()
             if prefetch is not None:
                 prefetch.made(work.place.consumed_samples)
             return copier.send(batch) if copier else batch, skipped

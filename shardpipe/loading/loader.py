@@ -28,6 +28,7 @@ from shardpipe.loading.making import (
     check_picklable,
     cuda_device,
 )
+from shardpipe.loading.pace import Pace
 from shardpipe.loading.ranks import Rank, check_process, finder
 from shardpipe.loading.read import Reader
 from shardpipe.loading.sequence import BatchSequence
@@ -67,8 +68,9 @@ class ShardLoader:
     sample_rate: Hz to resample to, by soxr; T frames become T * sample_rate / rate, rounded half up. Without it all
         samples must have one rate, unless a transform or collate sees to that.
     threads: that read and decode; by default as many as the cores that this process may use, up to 8.
-    workers: processes that make batches instead of threads, for transforms that hold the GIL (they must pickle), or for
-        PCM audio in plenty. They are kept as long as the loader, and so is the memory of their batches.
+    workers: processes that make batches instead of threads, where the loop or a transform is busy in Python (transforms
+        must pickle), or for PCM audio in plenty. "auto" has as many as `threads` take over when the loop waits because
+        these wait for the GIL. They are kept as long as the loader, and so is the memory of their batches.
     prefetch, prefetch_bytes: batches made ahead, at least one for every thread; and bytes of payloads and padded audio
         that may lie ahead of the loop, reads over a network among them. One batch is made however large it is.
     on_error: "raise", or "skip" for samples that are damaged or cannot be decoded: they become silence of weight 0,
@@ -80,8 +82,8 @@ class ShardLoader:
     device: "cuda" has the audio of batches copied there ahead of the loop, from page-locked memory on a stream of its
         own. Lengths and weights stay where a loop can count by them without waiting for the device.
 
-    Raises ConfigError, and StoreError or CorruptIndex for a dataset or a cache folder that cannot be opened; while
-    iterating StoreError, CorruptIndex, ShardError, AudioError, ConfigError for samples that make no batch together, and
+    Raises ConfigError, and StoreError or CorruptIndex for a dataset or a cache folder that cannot be opened; in a loop
+    StoreError, CorruptIndex, ShardError, AudioError, ConfigError for samples that make no batch together, and
     ShardpipeError if a worker dies.
     """
 
@@ -108,7 +110,7 @@ class ShardLoader:
         channels: Channels = "error",
         sample_rate: int | None = None,
         threads: int | None = None,
-        workers: int = 0,
+        workers: int | Literal["auto"] = 0,
         prefetch: int = 4,
         prefetch_bytes: int = 1 << 28,
         on_error: Literal["raise", "skip"] = "raise",
@@ -123,7 +125,7 @@ class ShardLoader:
         check("repeat", repeat, repeat or not resume_samples, "every pass begins anew, and resume_samples is not 0")
         form = Form(dtype=dtype, channels=channels, sample_rate=sample_rate)
         threads = None if threads is None else integer("threads", threads, least=1)
-        workers = integer("workers", workers, least=0)
+        processes = 0 if workers == "auto" else integer("workers", workers, least=0)
         prefetch = integer("prefetch", prefetch, least=1)
         prefetch_bytes = integer("prefetch_bytes", prefetch_bytes, least=1)
         check("cache_bytes", cache_bytes, cache_bytes is None or cache_dir is not None, "it needs a cache_dir")
@@ -131,8 +133,7 @@ class ShardLoader:
         check("schemes", schemes, not isinstance(schemes, str), "it must be a list of them")
         check("on_error", on_error, on_error in ("raise", "skip"), 'it must be "raise" or "skip"')
         if workers:
-            for name, value in (("data", data), ("transform", transform), ("collate", collate)):
-                check_picklable(name, value)
+            check_picklable(data=data, transform=transform, collate=collate)
         batching = Batching(
             batch_size=None if batch_size is None else integer("batch_size", batch_size),
             batch_seconds=None if batch_seconds is None else number("batch_seconds", batch_seconds),
@@ -148,7 +149,7 @@ class ShardLoader:
             window=integer("window", window),
             lanes=None if lanes is None else integer("lanes", lanes),
         )
-        threads = workers or threads or min(_THREADS_MAX, cores())
+        threads = processes or threads or min(_THREADS_MAX, cores())
         cache = None if cache_dir is None else ShardCache(cache_dir, cache_bytes)
         reader = Reader(index.store, index.shards, cache)
         maker = Maker(
@@ -164,7 +165,7 @@ class ShardLoader:
             reader=reader,
             cache=cache,
             maker=maker,
-            workers=Workers(workers, maker, prefetch_bytes) if workers else None,
+            pace=Pace(Workers(threads, maker, prefetch_bytes) if workers else None, threads, wait=workers == "auto"),
             device=cuda_device(device),
             threads=threads,
             prefetch=max(prefetch, threads),
@@ -218,10 +219,9 @@ class ShardLoader:
     def texts(self) -> Iterator[str]:
         """The text of every sample of the dataset, in the shards' order: read from the index, whatever the epoch."""
         index = self._sequence.index
-        for shard in range(len(index.counts)):
-            if index.counts[shard]:
-                column: Any = index.rows(shard).column("text")
-                yield from column.to_pylist()
+        for shard, count in enumerate(index.counts):
+            column: Any = index.rows(shard).column("text") if count else None
+            yield from column.to_pylist() if count else ()
 
     def __len__(self) -> int:
         """Batches that a `for` over the whole current sub-epoch yields, from where a run on these ranks that is never

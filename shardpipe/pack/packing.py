@@ -24,7 +24,7 @@ from shardpipe.pack.destination import JOB, Destination, destination_at
 from shardpipe.pack.growing import GrowingShards, Rejection
 from shardpipe.pack.prepare import FORMATS, Prepared, prepare
 from shardpipe.pack.staging import Staging
-from shardpipe.runtime import in_order
+from shardpipe.runtime import in_order, leave_if_imported
 from shardpipe.store import write_file
 
 __all__ = ["PackOptions", "PackReport", "Progress", "pack"]
@@ -120,6 +120,7 @@ def pack(
     StoreError where `out` holds something else or cannot be written. An error leaves finished shards for the next try,
     and no other trace.
     """
+    leave_if_imported()
     options = options or PackOptions()
     utterances, rejections = _read(source, options)
     digest = _digest(utterances, options)

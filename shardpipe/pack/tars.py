@@ -32,7 +32,7 @@ from shardpipe.pack.destination import Destination, destination_at
 from shardpipe.pack.growing import Rejection
 from shardpipe.pack.packing import Progress
 from shardpipe.pack.staging import Staging
-from shardpipe.runtime import in_order
+from shardpipe.runtime import in_order, leave_if_imported
 from shardpipe.settings import check
 from shardpipe.store import LocalStore, Store, find_urls, is_url, is_utf8, local_path, open_store, scheme_of, write_file
 
@@ -102,6 +102,7 @@ def index_tars(
     on_error="skip", are left out and listed in rejected.jsonl; a damaged tar always raises. Raises StoreError where
     nothing matches, or `out` holds an index and `overwrite` is not set, or cannot be written.
     """
+    leave_if_imported()
     if on_error not in ("fail", "skip"):
         raise ConfigError("on_error", on_error, "it must be fail or skip")
     destination = destination_at(out, staging)

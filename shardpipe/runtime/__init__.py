@@ -11,6 +11,7 @@ from shardpipe.runtime.lazy import lazily
 if TYPE_CHECKING:
     from shardpipe.runtime.ending import Ending
     from shardpipe.runtime.forks import after_fork, keep
+    from shardpipe.runtime.guard import PROCESS, leave_if_imported, unguarded
     from shardpipe.runtime.jobs import cores, exit_with_parent, in_order
     from shardpipe.runtime.stopping import GIVEN_UP, abandon_when, abandoned, pause, pool
 else:
@@ -18,12 +19,14 @@ else:
         __name__,
         ending=["Ending"],
         forks=["after_fork", "keep"],
+        guard=["PROCESS", "leave_if_imported", "unguarded"],
         jobs=["cores", "exit_with_parent", "in_order"],
         stopping=["GIVEN_UP", "abandon_when", "abandoned", "pause", "pool"],
     )
 
 __all__ = [
     "GIVEN_UP",
+    "PROCESS",
     "Ending",
     "abandon_when",
     "abandoned",
@@ -33,6 +36,8 @@ __all__ = [
     "in_order",
     "keep",
     "lazily",
+    "leave_if_imported",
     "pause",
     "pool",
+    "unguarded",
 ]

@@ -11,10 +11,14 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from copy import copy
+from functools import partial
 from multiprocessing.connection import Connection
-from typing import TypeVar
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
 
 from shardpipe.errors import ShardpipeError
+from shardpipe.runtime.guard import PROCESS, leave_if_imported, unguarded
 from shardpipe.runtime.stopping import abandon_when
 
 __all__ = ["cores", "exit_with_parent", "in_order"]
@@ -32,6 +36,7 @@ def in_order(
     comes back to it. So a function that stops once its results are large bounds the memory of the whole, for at most
     2 * jobs calls' results wait at a time. Raises ShardpipeError if a process dies.
     """
+    leave_if_imported()
     rest = iter(chunks)
     if jobs == 1:
         for chunk in rest:
@@ -62,13 +67,15 @@ def cores() -> int:
 @contextmanager
 def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
     # forkserver: safe beside the threads of this process, and it imports our modules once for all workers.
-    context = multiprocessing.get_context("forkserver")
+    context: Any = copy(multiprocessing.get_context("forkserver"))
+    context.Process = partial(context.Process, name=PROCESS)
     end, our_end = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(jobs, context, initializer=_start_worker, initargs=(end,))
     try:
         yield pool
     except BrokenProcessPool as error:
-        raise ShardpipeError(
+        processes: dict[int, BaseProcess] = getattr(pool, "_processes", None) or {}
+        raise unguarded(processes.values()) or ShardpipeError(
             "a worker process died",
             fix="Memory may have run out (run again with fewer jobs), or the script that asks for more than one job "
             'lacks `if __name__ == "__main__":`.',

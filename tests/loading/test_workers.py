@@ -101,9 +101,9 @@ def test_audio_comes_in_shared_memory_where_it_fits(
 ) -> None:
     loader = ShardLoader(data, batch_size=4, workers=1, transform=transform)
     batches = list(loader)
-    assert loader._feed.workers is not None
-    assert loader._feed.workers._pool is not None
-    arena = loader._feed.workers._pool._arena
+    assert loader._feed.pace.workers is not None
+    assert loader._feed.pace.workers._pool is not None
+    arena = loader._feed.pace.workers._pool._arena
     assert all(arena.start(batch.audio.numpy()) is not None for batch in batches) == in_it
 
 
@@ -196,8 +196,8 @@ def test_a_transform_that_hangs_holds_up_nobody_who_has_left_the_loop(data: Path
 @needs_fork
 def test_a_forked_process_waits_for_no_start_of_its_parents(data: Path) -> None:
     loader = ShardLoader(data, batch_size=4, workers=1)
-    assert loader._feed.workers is not None
-    with loader._feed.workers._lock:  # as another thread might, which is starting them
+    assert loader._feed.pace.workers is not None
+    with loader._feed.pace.workers._lock:  # as another thread might, which is starting them
         child = forked(lambda: len(list(loader)))
     assert ended(child) == 0
 

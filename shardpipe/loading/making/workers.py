@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeAlias
 from weakref import finalize
 
 import numpy as np
@@ -32,21 +32,28 @@ from shardpipe.loading.making.buffers import Arena, Room, SharedBytes, memory_fo
 from shardpipe.loading.making.maker import Maker, Padded, Skipped
 from shardpipe.loading.read import Payload
 from shardpipe.loading.work import Work
-from shardpipe.runtime import abandoned, after_fork, exit_with_parent
+from shardpipe.runtime import PROCESS, abandoned, after_fork, exit_with_parent, unguarded
 
 __all__ = ["Workers", "check_picklable"]
+
+_Worker: TypeAlias = tuple[BaseProcess, Connection]
+_Answer: TypeAlias = tuple[Exception | None, str, Any, list[Skipped]]
+"""An error with its trace, or what was made and what of it was skipped."""
+
+_THERE: _Answer = (None, "", None, [])
 
 _LOOK = 0.2  # seconds between looks at whether an answer is still wanted
 _PATIENCE = 5.0  # seconds that one may take which is not: to begin a process again takes as long
 
 
-def check_picklable(name: str, value: object) -> None:
+def check_picklable(**values: object) -> None:
     """Raises ConfigError for what cannot travel to worker processes."""
-    try:
-        pickle.dumps(value)
-    except Exception as error:
-        rule = f"with workers it must pickle, and does not ({error})"
-        raise ConfigError(name, value, rule, fix="Define it at the top level of a module.") from error
+    for name, value in values.items():
+        try:
+            pickle.dumps(value)
+        except Exception as error:
+            rule = f"with workers it must pickle, and does not ({error})"
+            raise ConfigError(name, value, rule, fix="Define it at the top level of a module.") from error
 
 
 class Workers:
@@ -69,29 +76,49 @@ class Workers:
         return Workers, self._given
 
     def __call__(self, work: Work, fetched: Mapping[int, Payload]) -> tuple[Any, list[Skipped]]:
+        return self._ready().make(work, fetched)
+
+    def begin(self) -> None:
+        """Returns when all processes can make a batch at once. Raises ShardpipeError if one cannot be had."""
+        self._ready().begin()
+
+    def _ready(self) -> _Pool:
         with self._lock:
             if self._pool is None or self._pool.broken:
                 self._pool = _Pool(*self._given)
-            pool = self._pool
-        return pool.make(work, fetched)
+            return self._pool
 
 
 class _Pool:
     def __init__(self, number: int, make: Maker, size: int) -> None:
         self.broken = False
+        self._number = number
         self._form = make.form
         self._arena = Arena(size, shared=True)
-        self._idle: SimpleQueue[tuple[BaseProcess, Connection]] = SimpleQueue()
+        self._idle: SimpleQueue[_Worker] = SimpleQueue()
         # spawn: a fork would copy the locks of threads that do not live on in it.
         context = get_context("spawn")
         with _interrupts_held():
             for _ in range(number):
                 connection, end = context.Pipe()
-                process = context.Process(target=_serve, args=(end, make, self._arena.shared), daemon=True)
+                arguments = (end, make, self._arena.shared)
+                process = context.Process(target=_serve, args=arguments, daemon=True, name=PROCESS)
                 process.start()
                 end.close()
                 self._idle.put((process, connection))
                 finalize(self, connection.close)
+
+    def begin(self) -> None:
+        workers = [self._idle.get() for _ in range(self._number)]
+        try:
+            for process, connection in workers:
+                with self._noting_death(process):
+                    connection.send(())
+            for worker in workers:
+                self._answer(worker)
+        finally:
+            for worker in workers:
+                self._idle.put(worker)
 
     def make(self, work: Work, fetched: Mapping[int, Payload]) -> tuple[Any, list[Skipped]]:
         sent = {i: bytes(payload) if isinstance(payload, memoryview) else payload for i, payload in fetched.items()}
@@ -104,22 +131,33 @@ class _Pool:
             made = replace(made, audio=room.reshape(-1)[: math.prod(made.audio)].reshape(made.audio))
         return made, skipped
 
-    def _ask(self, *question: Any) -> tuple[Exception | None, str, Any, list[Skipped]]:
+    def _ask(self, *question: Any) -> _Answer:
         process, connection = worker = self._idle.get()
         try:
-            connection.send(question)
-            _await(process, connection)
-            answer: tuple[Exception | None, str, Any, list[Skipped]] = connection.recv()
-            return answer
-        except (EOFError, OSError) as error:
-            self.broken = True
-            raise ShardpipeError(
-                "a worker process died",
-                fix="Memory may have run out (take fewer workers), the transform may have crashed, or the script that "
-                'starts the loader lacks `if __name__ == "__main__":`.',
-            ) from error
+            with self._noting_death(process):
+                connection.send(question)
+            return self._answer(worker)
         finally:
             self._idle.put(worker)
+
+    def _answer(self, worker: _Worker) -> _Answer:
+        process, connection = worker
+        with self._noting_death(process):
+            _await(process, connection)
+            answer: _Answer = connection.recv()
+            return answer
+
+    @contextmanager
+    def _noting_death(self, process: BaseProcess) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, OSError) as error:
+            self.broken = True
+            process.join(_LOOK)
+            raise unguarded([process]) or ShardpipeError(
+                "a worker process died",
+                fix="Memory may have run out (take fewer workers), or the transform may have crashed.",
+            ) from error
 
 
 def _await(process: BaseProcess, connection: Connection) -> None:
@@ -162,7 +200,8 @@ def _serve(connection: Connection, make: Maker, shared: SharedBytes) -> None:
     threading.Thread(target=exit_with_parent, daemon=True).start()  # a transform that hangs sees no end of the pipe
     with suppress(EOFError, ConnectionError):
         while True:
-            connection.send_bytes(_answer(make, shared, *connection.recv()))
+            question = connection.recv()
+            connection.send_bytes(_answer(make, shared, *question) if question else ForkingPickler.dumps(_THERE))
 
 
 def _answer(
