@@ -56,7 +56,7 @@ def test_a_loop_that_waits_for_the_gil_is_advised_once(caplog: pytest.LogCapture
 
 
 @pytest.mark.parametrize(("waits", "stands"), [(0.31, 1e-5), (0.05, 0.005), (0.0, 0.0)])
-def test_a_loop_without_cause_is_let_be(caplog: pytest.LogCaptureFixture, waits: float, stands: float) -> None:
+def test_a_loop_without_cause(caplog: pytest.LogCaptureFixture, waits: float, stands: float) -> None:
     workers: Any = Fake()
     pace = Pace(workers, 8, wait=True)
     for _ in range(9):
@@ -119,7 +119,7 @@ def test_how_long_the_gil_takes_is_measured() -> None:
 
 def test_batches_stay_the_same_when_processes_take_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = pack_speech(tmp_path, 30, shard_samples=7, seconds=(0.05, 0.3))
-    for name, value in (("_STRETCH", 0.0), ("_BATCHES", 1), ("_SHARE", -1.0), ("_STANDING", -1.0)):
+    for name, value in (("_STRETCH", 0.0), ("_BATCHES", 4), ("_SHARE", -1.0), ("_STANDING", -1.0)):
         monkeypatch.setattr(module, name, value)
     loader = ShardLoader(data, batch_size=4, workers="auto", threads=2)
     made, epochs = [], 0
