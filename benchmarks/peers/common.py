@@ -59,7 +59,7 @@ class Job:
     setting: str
     """How many of what: "2 workers", "3 threads"; and for shardpipe "300 seconds", the budget of a batch."""
     decoder: str
-    """soundfile, or shardpipe: the decoder that shardpipe uses."""
+    """soundfile, or what a peer has of its own instead; or shardpipe: the decoder that shardpipe uses."""
 
     @property
     def count(self) -> int:
