@@ -26,7 +26,7 @@ USUAL = 5
 """Of libFLAC and its programs."""
 OF_FASTEST = 0.97
 """shardpipe's level is to reach this share of the rate of the fastest."""
-LARGER = 1.05
+LARGER = 1.1
 """And its files are to be no larger than this, by those of the usual level."""
 
 REPORT = """\

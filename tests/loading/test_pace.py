@@ -50,8 +50,8 @@ def test_a_loop_that_waits_for_the_gil_is_advised_once(caplog: pytest.LogCapture
         stretch(pace, waits=0.31, stands=0.005)
     (told,) = [record.getMessage() for record in caplog.records]
     assert told == (
-        "the loop waits for batches 31 % of its time, as threads wait for the GIL to make them: workers=8 has processes "
-        'make them, workers="auto" goes over to these by itself'
+        "the loop waits for batches 31 % of its time, as threads wait for the GIL to make them: workers=8 has "
+        'processes make them, workers="auto" goes over to these by itself'
     )
 
 
