@@ -153,7 +153,7 @@ class _Pool:
             yield
         except (EOFError, OSError) as error:
             self.broken = True
-            process.join(_LOOK)
+            process.join(_PATIENCE)
             raise unguarded([process]) or ShardpipeError(
                 "a worker process died",
                 fix="Memory may have run out (take fewer workers), or the transform may have crashed.",
