@@ -76,6 +76,7 @@ def test_there_are_snippets_and_commands() -> None:
         "at",
         "where",
         "plan",
+        "doctor",
     }
 
 

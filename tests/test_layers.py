@@ -47,7 +47,7 @@ ONLY_IN = {
     "botocore": {"store"},
     "aiohttp": {"store"},
     "pyarrow": {"dataset", "pack"},
-    "torch": {"loading.making", "loading.loader", "loading.feed", "loading.ranks", "train"},
+    "torch": {"loading.making", "loading.loader", "loading.feed", "loading.ranks", "train", "cli.examining.machine"},
     "torchaudio": {"train.task"},
     "soxr": {"audio"},
     "tensorboard": {"train.logs"},

@@ -14,6 +14,7 @@ import typer
 
 from shardpipe import __version__
 from shardpipe.cli.demo import demo
+from shardpipe.cli.doctor import doctor
 from shardpipe.cli.looking import info, verify
 from shardpipe.cli.making import index, pack
 from shardpipe.cli.plans import at, plan, where
@@ -36,7 +37,7 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
-for command in (pack, index, verify, info, at, where, plan, demo):
+for command in (pack, index, verify, info, at, where, plan, doctor, demo):
     app.command()(command)
 
 

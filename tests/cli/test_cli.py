@@ -160,6 +160,9 @@ def test_at_where_and_plan_agree(data: Path) -> None:
         (("pack", "nowhere.list", "-o", "out"), 1, "nowhere.list"),
         (("info", "nowhere"), 1, "shardindex.json"),
         (("verify", "nowhere"), 1, "shardindex.json"),
+        (("doctor", "nowhere"), 1, "nowhere/shardindex.json: there is no such file"),
+        (("doctor", "."), 1, "shardindex.json: there is no such file"),
+        (("doctor", "--seconds", "0"), 2, "seconds is 0.0, but it must be above 0"),
         (("index", "nowhere/*.tar", "-o", "out"), 1, "no file matches"),
         (("plan", "DATA"), 2, "batch_size"),
         (("plan", "DATA", "--batch-seconds", "0.01"), 2, "alone lasts"),
@@ -185,7 +188,7 @@ def test_help_and_version() -> None:
     import shardpipe as package
 
     assert shardpipe("--version").stdout.strip() == package.__version__
-    for command in ("pack", "index", "verify", "info", "at", "where", "plan", "demo"):
+    for command in ("pack", "index", "verify", "info", "at", "where", "plan", "doctor", "demo"):
         assert command in shardpipe("--help").stdout
 
 
@@ -265,6 +268,7 @@ def test_no_command_prints_the_credentials_of_a_url(tmp_path: Path, website: str
         shardpipe("info", url),
         shardpipe("verify", url, code=1),  # for the server knows no ranges
         shardpipe("plan", url, "--batch-size", 4, code=1),
+        shardpipe("doctor", url, "--seconds", 0.05),
         shardpipe("at", url, "--batch-size", 4, "--consumed", 3, code=1),
         shardpipe("info", f"http://me:hunter22@{website}/elsewhere?token=t0ken", code=1),
         shardpipe("index", url, "-o", tmp_path / "index", code=2),
