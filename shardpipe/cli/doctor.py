@@ -97,7 +97,7 @@ def _machine_rows(machine: Machine) -> dict[str, str]:
         "audio": versions("soundfile", "miniaudio", "soxr", "av"),
         "data": versions("numpy", "pyarrow", "fsspec", "s3fs", "isal"),
         "training": versions("torchaudio", "tensorboard"),
-        "not here": ", ".join(missing),
+        "missing": ", ".join(missing),
     }
     if machine.torch.fault:
         rows["torch"] = f"cannot be imported ({machine.torch.fault})"
