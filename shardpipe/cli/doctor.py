@@ -23,7 +23,7 @@ _SECONDS_MAX = 600
 
 def doctor(
     data: Annotated[
-        str | None, typer.Argument(metavar="[DIR]", help="A dataset's folder or URL, to be measured as well.")
+        str | None, typer.Argument(metavar="DIR", help="A dataset's folder or URL, to be measured as well.")
     ] = None,
     seconds: Annotated[float, typer.Option(help="How long each measurement takes, at most.")] = 3.0,
     scheme: Schemes = None,

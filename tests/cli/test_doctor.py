@@ -264,13 +264,13 @@ QUIET = Machine(
     torch=Torch(),
 )
 TOTALS = Totals(
-    samples=10,
-    size=10,
-    frames=10,
-    seconds=70.0,
-    codecs={"wav": 10},
-    sample_rates={16000: 10},
-    channels={1: 10},
+    samples=1024,
+    size=229_376_000,
+    frames=114_688_000,
+    seconds=7168.0,
+    codecs={"wav": 1024},
+    sample_rates={16000: 1024},
+    channels={1: 1024},
     rejected=0,
 )
 
@@ -327,6 +327,10 @@ def test_advice_follows_from_rates(measured: Measured, words: list[str]) -> None
 def test_advice_says_so_where_threads_are_too_few() -> None:
     (line,) = advised(measured_of(100_000, 2_000, 15_000, codec="flac"), on=replace(QUIET, cores=32))
     assert "threads=32" in line
+
+
+def test_short_epochs_say_nothing_about_threads() -> None:
+    assert not advised(measured_of(100_000, 100_000, 50_000), samples=1023)
 
 
 def test_channels_that_a_manifest_does_not_count_are_those_of_the_samples() -> None:

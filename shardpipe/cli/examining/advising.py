@@ -18,6 +18,8 @@ TORCH_TESTED = ((2, 6), (2, 14))
 _THREADS_MAX = 8
 """More are not begun by a loader that is not told how many."""
 _WELL_BELOW = 0.6
+_BATCHES_LEAST = 64
+"""Of an epoch: with fewer, it is the beginning of the next one that takes the time."""
 _FROM_MEMORY = 1 << 30
 """Bytes a second that a folder gives from the page cache, or as good as that: another disk would not help."""
 _PCM = "wav"
@@ -39,7 +41,7 @@ def advice(findings: Findings) -> list[str]:
     """One line for each thing to change."""
     lines = [*_of_machine(findings)]
     if findings.totals is not None:
-        lines += [*_of_samples(findings, findings.totals), *_of_rates(findings)]
+        lines += [*_of_samples(findings, findings.totals), *_of_rates(findings, findings.totals)]
     return lines
 
 
@@ -97,7 +99,7 @@ def _of_samples(findings: Findings, totals: Totals) -> Iterator[str]:
         )
 
 
-def _of_rates(findings: Findings) -> Iterator[str]:
+def _of_rates(findings: Findings, totals: Totals) -> Iterator[str]:
     measured, cores = findings.measured, findings.machine.cores_at_once
     reading, decoding = measured.reading, measured.decoding_all
     if reading is None or decoding is None:
@@ -116,6 +118,8 @@ def _of_rates(findings: Findings) -> Iterator[str]:
         )
         return
     if measured.feed is None or measured.feed.rate is None or findings.machine.busy:
+        return
+    if totals.samples < _BATCHES_LEAST * measured.feed.batch_size:
         return
     # Threads take turns at reading and decoding, so neither can be had at its full rate.
     possible = cores / (1 / reading.times_real_time + 1 / decoding.times_real_time)
