@@ -58,7 +58,10 @@ def _places() -> Iterator[tuple[str, str]]:
         ("av", ".dylibs", "libopus*"),
         ("opuslib_next", "_native", "libopus.*"),
     ):
-        spec = find_spec(package)
+        try:
+            spec = find_spec(package)
+        except ValueError:  # something stands in for it, and has none
+            continue
         if spec is not None and spec.origin is not None:
             for path in sorted((Path(spec.origin).parent / folder).glob(pattern)):
                 yield "PyAV's" if package == "av" else "opuslib-next-bundled's", str(path)

@@ -15,12 +15,14 @@ __all__ = ["Page", "packets_of", "pages_of", "seal_ogg"]
 # Ogg's CRC-32 is zlib's with the bits of every byte and of the result the other way round, and nothing inverted.
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
-_FIRST, _LAST = 2, 4  # flags of a stream's pages
+_CONTINUED, _LAST = 1, 4  # flags of pages
 
 
 class Page(NamedTuple):
     """What a page says of itself."""
 
+    continued: bool
+    """It begins with the rest of a packet."""
     last: bool
     granule: int
     """Where the last packet that ends here ends, in the codec's own measure."""
@@ -60,31 +62,34 @@ def pages_of(data: Bytes, codec: str) -> list[Page]:
         flags, granule, this, stated = struct.unpack_from("<BqII", data, begin + 5)
         if data[begin + 22 : begin + 26] != _page_crc(data[begin:end]):
             raise AudioError(f"the Ogg page at byte {begin} has a wrong CRC", codec=codec, fix=TORN)
-        if this != serial or (pages and flags & _FIRST):
+        if this != serial:
             raise AudioError("the Ogg file holds more than one stream", codec=codec, fix=CONVERT)
         if stated != number:
             raise AudioError(f"an Ogg page is missing before byte {begin}", codec=codec, fix=TORN)
-        pages.append(Page(bool(flags & _LAST), granule, data[begin + 27 : body], body))
+        pages.append(Page(bool(flags & _CONTINUED), bool(flags & _LAST), granule, data[begin + 27 : body], body))
     if not flags & _LAST:
         raise AudioError("the Ogg stream is cut: its last page is missing", codec=codec, fix=TORN)
     return pages
 
 
-def packets_of(data: bytes, pages: Sequence[Page], codec: str) -> Iterator[tuple[Page, list[bytes]]]:
-    """Every page, and the packets that end there. Raises AudioError if the last packet has no end."""
-    begun = b""
+def packets_of(data: bytes, pages: Sequence[Page]) -> Iterator[tuple[Page, list[bytes]]]:
+    """Every page, and the packets that end there. One whose beginning is missing, as where a stream was cut out of
+    another, and one without an end are left out.
+    """
+    begun: list[bytes] = []
     for page in pages:
         packets: list[bytes] = []
         start = stop = page.body
+        torn = page.continued and not begun
         for size in page.sizes:
             stop += size
             if size < 255:
-                packets.append(begun + data[start:stop] if begun else data[start:stop])
-                begun, start = b"", stop
-        begun += data[start:stop]
+                if not torn:
+                    packets.append(b"".join([*begun, data[start:stop]]) if begun else data[start:stop])
+                begun, start, torn = [], stop, False
+        if start < stop and not torn:
+            begun.append(data[start:stop])
         yield page, packets
-    if begun:
-        raise AudioError("the Ogg stream is cut: its last packet has no end", codec=codec, fix=TORN)
 
 
 def seal_ogg(data: bytes, serial: int) -> bytes:

@@ -69,12 +69,13 @@ class _Stream:
     """Of each packet, at 48 kHz."""
 
 
-def _read_head(packet: bytes) -> _Head:
-    if len(packet) < 19 or packet[8] >> 4:
+def _read_head(packet: bytes = b"", tags: bytes = b"") -> _Head:
+    """From the two packets that a stream begins with."""
+    if len(packet) < 19 or packet[8] >> 4 or tags[:8] != b"OpusTags":
         raise AudioError("the header cannot be read", codec="opus", fix=TORN)
     channels, pre_skip, stated, gain, family = struct.unpack_from("<BHIhB", packet, 9)
     streams, coupled, mapping = 1, channels - 1, bytes(range(channels))
-    if family in (1, 255) and len(packet) >= 21 + channels:
+    if family in (1, 2, 255) and len(packet) >= 21 + channels:
         streams, coupled, mapping = packet[19], packet[20], packet[21 : 21 + channels]
     elif family or channels not in (1, 2):
         raise AudioError(f"{channels} channels of mapping family {family} are not known", codec="opus", fix=CONVERT)
@@ -95,13 +96,13 @@ def _parsed(data: Bytes) -> _Stream:
     packets: list[bytes] = []
     first: tuple[Page, int] | None = None
     end = 0
-    for page, ended in packets_of(bytes(data), pages_of(data, "opus"), "opus"):
-        packets += ended
+    for page, ended in packets_of(bytes(data), pages_of(data, "opus")):
+        packets += filter(None, ended)  # an empty one holds nothing
         if first is None and len(packets) > 2:  # two are the headers
             first = page, len(packets) - 2
         if page.granule != -1:
             end = page.granule
-    head = _read_head(packets[0] if packets else b"")
+    head = _read_head(*packets[:2])
     del packets[:2]
     samples = _samples(packets)
     promised = 0
@@ -112,6 +113,8 @@ def _parsed(data: Bytes) -> _Stream:
         promised = end - (max(0, begin) if page.last else begin) - head.pre_skip
         if (held := sum(samples) - head.pre_skip) < promised:
             raise short("opus", promised, held)
+    # What is decoded may be far more than what is kept of it, and some channels may be others once more.
+    info_of("opus", data, sum(samples) * head.channels, head.rate, head.channels)
     info = info_of("opus", data, promised // head.factor, head.rate, head.channels)
     return _Stream(head=head, info=info, packets=packets, samples=samples)
 
@@ -120,7 +123,7 @@ def _samples(packets: list[bytes]) -> list[int]:
     """Of each packet, at 48 kHz. Raises AudioError for what is no packet."""
     try:
         found = [_SAMPLES[packet[0]] or _FRAME[packet[0] >> 3] * (packet[1] & 63) for packet in packets]
-    except IndexError:  # one is empty, or cut
+    except IndexError:  # one is cut
         found = [0]
     if found and not 0 < min(found) <= max(found) <= _MOST:
         raise AudioError("an Opus packet is damaged", codec="opus", fix=TORN)

@@ -43,6 +43,7 @@ class Feed:
         self, steps: Iterator[Step], *, rank: int, world_size: int, stack: ExitStack
     ) -> Iterator[tuple[Work, Any, list[Skipped]]]:
         """(work, its batch, what of it was skipped), until `stack` is unwound."""
+        self.pace.begin()
         copier = CudaCopier(self.device) if self.device else None
         taken = None  # the first batch finds nothing ahead of it
         asked = time.perf_counter()

@@ -7,12 +7,13 @@ is busy in Python: the training loop, say. Decoding comes back a few times a sam
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections import deque
 
-from shardpipe.errors import ShardpipeError
 from shardpipe.loading.making import Workers
+from shardpipe.runtime import leave_if_imported
 
 __all__ = ["Pace"]
 
@@ -24,8 +25,10 @@ _BATCHES = 20
 """And batches, at least."""
 _SHARE = 0.1
 """Of its time that a loop may wait for batches."""
-_STANDING = 1e-3
-"""Seconds, in the mean, to get the GIL back; without anybody's busy Python it takes a hundredth of that."""
+_STANDING = 0.5
+"""Of `sys.getswitchinterval`, in the mean, to get the GIL back: it takes all of that where somebody is always busy."""
+_EVERY = 0.1
+"""Seconds between looks at it, each of which may cost a few times that interval."""
 
 
 class Pace:
@@ -43,15 +46,23 @@ class Pace:
         self._number = number
         self._decided = self.workers is not None
         self._stood: deque[float] = deque(maxlen=1000)
+        self._looked = 0.0
         self._waited = self._passed = 0.0
         self._batches = self._slow = 0
 
+    def begin(self) -> None:
+        """As a loop does."""
+        if self._spare is not None:
+            leave_if_imported()
+
     def made(self) -> None:
         """In the thread that has made a batch: finds how long it takes to get the GIL back."""
-        if not self._decided:
-            began = time.perf_counter()
-            time.sleep(0)
-            self._stood.append(time.perf_counter() - began)
+        if self._decided or time.perf_counter() < self._looked + _EVERY:
+            return
+        queued, began = _queued(), time.perf_counter()
+        time.sleep(0)
+        self._looked = time.perf_counter()
+        self._stood.append(max(0.0, self._looked - began - (_queued() - queued)))
 
     def taken(self, waited: float, passed: float) -> None:
         """In the loop's thread: seconds that it waited for a batch, and in all since the one before."""
@@ -63,7 +74,7 @@ class Pace:
         if self._passed < _STRETCH or self._batches < _BATCHES:
             return
         share, stood = self._waited / self._passed, list(self._stood)
-        is_slow = share > _SHARE and bool(stood) and sum(stood) / len(stood) > _STANDING
+        is_slow = share > _SHARE and bool(stood) and sum(stood) / len(stood) > _STANDING * sys.getswitchinterval()
         self._slow = self._slow + 1 if is_slow else 0
         self._waited = self._passed = 0.0
         self._batches = 0
@@ -86,7 +97,18 @@ class Pace:
     def _go_over(self, workers: Workers) -> None:
         try:
             workers.begin()
-        except ShardpipeError as error:
+        except Exception as error:  # whatever it is, the loop can do without them
+            if not threading.main_thread().is_alive() or sys.is_finalizing():
+                return  # they end with the program
             _log.warning("threads go on making batches, for no worker processes can be had: %s", error)
         else:
             self.workers = workers
+
+
+def _queued() -> float:
+    """Seconds that this thread has waited for a core, which is not waiting for the GIL; 0 where no system says it."""
+    try:
+        with open("/proc/thread-self/schedstat") as file:
+            return int(file.read().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0

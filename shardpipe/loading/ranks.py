@@ -11,7 +11,6 @@ import torch.utils.data
 from torch.distributed.device_mesh import DeviceMesh
 
 from shardpipe.errors import ConfigError
-from shardpipe.runtime import leave_if_imported
 from shardpipe.settings import check, integer
 
 __all__ = ["Rank", "check_process", "finder"]
@@ -47,10 +46,7 @@ def finder(rank: Rank, world_size: int | None) -> Callable[[], tuple[int, int]]:
 
 
 def check_process() -> None:
-    """Raises ConfigError in a worker of a torch DataLoader: each of them would deliver everything. Ends one of our own,
-    which is here because it imports an unguarded script.
-    """
-    leave_if_imported()
+    """Raises ConfigError in a worker of a torch DataLoader: each of them would deliver everything."""
     worker = torch.utils.data.get_worker_info()
     if worker is not None:
         rule = "each of them would deliver all batches, and the count of what is consumed would stay with them"

@@ -25,6 +25,7 @@ from shardpipe.pack.growing import GrowingShards, Rejection
 from shardpipe.pack.prepare import FORMATS, Prepared, prepare
 from shardpipe.pack.staging import Staging
 from shardpipe.runtime import in_order, leave_if_imported
+from shardpipe.settings import check, integer
 from shardpipe.store import write_file
 
 __all__ = ["PackOptions", "PackReport", "Progress", "pack"]
@@ -78,8 +79,8 @@ class PackOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(name, value, "it must be 1 or more")
-        if self.flac_level not in range(9):
-            raise ConfigError("flac_level", self.flac_level, "it must be a number from 0 to 8")
+        level = integer("flac_level", self.flac_level, least=0)
+        check("flac_level", level, level <= 8, "it must be 8 or less")
         if self.sample_rate is not None and self.sample_rate > SAMPLE_RATE_MAX:
             raise ConfigError("sample_rate", self.sample_rate, f"it must be {SAMPLE_RATE_MAX} Hz or less")
 
@@ -120,8 +121,9 @@ def pack(
     StoreError where `out` holds something else or cannot be written. An error leaves finished shards for the next try,
     and no other trace.
     """
-    leave_if_imported()
     options = options or PackOptions()
+    if options.jobs > 1:
+        leave_if_imported()
     utterances, rejections = _read(source, options)
     digest = _digest(utterances, options)
     if options.shuffle_seed is not None:

@@ -102,7 +102,8 @@ def index_tars(
     on_error="skip", are left out and listed in rejected.jsonl; a damaged tar always raises. Raises StoreError where
     nothing matches, or `out` holds an index and `overwrite` is not set, or cannot be written.
     """
-    leave_if_imported()
+    if jobs > 1:
+        leave_if_imported()
     if on_error not in ("fail", "skip"):
         raise ConfigError("on_error", on_error, "it must be fail or skip")
     destination = destination_at(out, staging)

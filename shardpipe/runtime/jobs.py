@@ -36,7 +36,6 @@ def in_order(
     comes back to it. So a function that stops once its results are large bounds the memory of the whole, for at most
     2 * jobs calls' results wait at a time. Raises ShardpipeError if a process dies.
     """
-    leave_if_imported()
     rest = iter(chunks)
     if jobs == 1:
         for chunk in rest:
@@ -45,6 +44,7 @@ def in_order(
                 chunk = chunk[len(results) :]
                 yield from results
         return
+    leave_if_imported()
     with _pool(jobs) as pool:
         pending: deque[tuple[list[_Item], Future[list[_Result]]]] = deque()
         while True:

@@ -257,6 +257,16 @@ def test_ogg_pages_must_be_all_there(codec: str) -> None:
         decode(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :], codec)
 
 
+@pytest.mark.parametrize("value", [0, 1 << 20, 0xFFFFFFFF])
+def test_vorbis_comments_that_are_not_all_there(value: int) -> None:
+    """stb_vorbis has been seen to crash on them."""
+    data = bytearray(make_bytes("ogg", 6000))
+    at = data.index(b"\x03vorbis") + 7
+    struct.pack_into("<I", data, at, value)
+    with pytest.raises(AudioError, match="the headers cannot be read"):
+        decode(seal_ogg(bytes(data), 1), "ogg")
+
+
 # FLAC's frame header has no room for a rate above 65535 Hz that is not a multiple of 10.
 RATES = st.integers(1, 65535) | st.sampled_from([88200, 96000, 176400, 192000])
 

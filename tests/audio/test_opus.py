@@ -6,6 +6,7 @@ import ctypes
 import io
 import struct
 import sys
+import types
 from collections.abc import Callable
 from ctypes.util import find_library
 from typing import Any
@@ -150,6 +151,14 @@ def test_at_48_khz_within_one_step_of_opusfile(written: str) -> None:
     assert np.abs(audio.astype(int) - wanted[:done]).max() <= 1
 
 
+def test_ambisonics() -> None:
+    audio = integers(24000, rate=48000, channels=4)
+    data = by_pyav(audio, rate=48000, layout="ambisonic 1", mapping_family="2")
+    found = decode(data, "opus", "int16")
+    assert found.shape == audio.shape
+    assert np.abs(found - np.rint(reference(data) * 32768)).max() <= 1
+
+
 @pytest.mark.parametrize(("layout", "options"), [("5.1", {"mapping_family": "1"}), ("5.1", {"mapping_family": "255"})])
 def test_many_channels(layout: str, options: dict[str, str]) -> None:
     audio = integers(24000, rate=48000, channels=6)
@@ -191,12 +200,21 @@ def test_granule_positions(granules: list[tuple[int, int]], frames: int, why: st
     assert np.array_equal(decode(data, "opus"), whole[:frames])
 
 
+WHOLE_WITHOUT_TAGS = seal_ogg(ogg_opus(head(), [(48960, PACKETS)]).replace(b"OpusTags", b"OpusTugs"), 1)
+SILENT = [(5760 * 200, [b"\x4b\x06"] * 200)]
+"""120 ms in two bytes each."""
+
+
 @pytest.mark.parametrize(
     ("data", "match"),
     [
         (ogg_opus(head(), [(49000, PACKETS[:25]), (98000, PACKETS[25:])]), "promises 72688 frames and only 48648"),
         (ogg_opus(head(), [(300, PACKETS)]), "promises -4 frames"),
-        (ogg_opus(head(), [(48960, [*PACKETS[:50], b""])]), "an Opus packet is damaged"),
+        (WHOLE_WITHOUT_TAGS, "the header cannot be read"),
+        (
+            ogg_opus(head(channels=200, family=255, tail=b"\x01\x00" + bytes(200)), SILENT),
+            "promises 230400000 frames in 920 bytes",
+        ),
         (ogg_opus(head(), [(48960, [*PACKETS[:50], b"\x4b"])]), "an Opus packet is damaged"),
         (ogg_opus(head(), [(48960, [*PACKETS[:50], b"\x4b\x00"])]), "an Opus packet is damaged"),
         (ogg_opus(head(), [(48960, [*PACKETS[:50], b"\x4b\x07" + bytes(9)])]), "an Opus packet is damaged"),
@@ -215,14 +233,32 @@ def test_damage_behind_sound_checksums_is_an_error(data: bytes, match: str) -> N
         decode(data, "opus")
 
 
-def test_a_last_packet_without_an_end_is_an_error() -> None:
-    data = ogg_opus(head(), [(48960, [*PACKETS, bytes(255)])])
-    cut = data.replace(b"\xff\x00" + PACKETS[0][:1], b"\xff" + PACKETS[0][:1])  # its last size, which says 0
-    assert len(cut) == len(data) - 1
-    count = cut.rindex(b"OggS") + 26
-    fewer = seal_ogg(cut[:count] + bytes([cut[count] - 1]) + cut[count + 1 :], 1)
-    with pytest.raises(AudioError, match="its last packet has no end"):
-        decode(fewer, "opus")
+WHOLE = ogg_opus(head(), [(24000, PACKETS[:25]), (48960, PACKETS[25:])])
+
+
+def test_a_packet_whose_beginning_or_end_is_missing_is_none() -> None:
+    """As libogg has it: streams are cut out of others between pages."""
+    begun = bytearray(ogg_opus(head(), [(24000, [bytes(70), *PACKETS[:25]]), (48960, PACKETS[25:])]))
+    third = [place for place in range(len(begun)) if begun[place : place + 4] == b"OggS"][2]
+    begun[third + 5] |= 1
+    unended = ogg_opus(head(), [(24000, PACKETS[:25]), (48960, [*PACKETS[25:], bytes(255)])])
+    last = unended.rindex(b"OggS")
+    count = unended[last + 26]
+    end = last + 26 + count  # where its last size says 0
+    unended = unended[: last + 26] + bytes([count - 1]) + unended[last + 27 : end] + unended[end + 1 :]
+    for data in (seal_ogg(bytes(begun), 1), seal_ogg(unended, 1)):
+        assert np.array_equal(decode(data, "opus"), decode(WHOLE, "opus"))
+
+
+def test_empty_packets_hold_nothing() -> None:
+    data = ogg_opus(head(), [(24000, [b"", *PACKETS[:25]]), (48960, [*PACKETS[25:], b""])])
+    assert np.array_equal(decode(data, "opus"), decode(WHOLE, "opus"))
+
+
+def test_the_first_page_flag_further_on_changes_nothing() -> None:
+    flagged = bytearray(WHOLE)
+    flagged[WHOLE.rindex(b"OggS") + 5] |= 2
+    assert np.array_equal(decode(seal_ogg(bytes(flagged), 1), "opus"), decode(WHOLE, "opus"))
 
 
 @pytest.mark.parametrize("written", [name for name in WRITTEN if name != "louder than full scale"])
@@ -250,6 +286,11 @@ def test_libraries_that_cannot_be_loaded_are_passed_over(monkeypatch: pytest.Mon
     assert libopus.__wrapped__() is None
     monkeypatch.setattr(finding, "_places", lambda: iter(found))
     assert libopus.__wrapped__() == used() or libopus.__wrapped__().origin == used().origin
+
+
+def test_what_stands_in_for_pyav_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", types.ModuleType("av"))
+    assert all(origin != "PyAV's" for origin, _ in finding._places())
 
 
 def test_decoders_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,7 +156,8 @@ class _Pool:
             process.join(_PATIENCE)
             raise unguarded([process]) or ShardpipeError(
                 "a worker process died",
-                fix="Memory may have run out (take fewer workers), or the transform may have crashed.",
+                fix="Memory may have run out (take fewer workers), the transform may have crashed, or the script that "
+                'starts the loader lacks `if __name__ == "__main__":`.',
             ) from error
 
 
