@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -78,6 +79,11 @@ class Index:
 
         rows: pa.RecordBatch = self._cache.get((shard, "rows"), load, lambda rows: rows.nbytes)
         return rows
+
+    def rows_at(self, places: Mapping[int, npt.NDArray[np.int64]]) -> pa.Table:
+        """The rows at these places of each shard, one shard after another."""
+        self.load_ahead(places)
+        return pa.Table.from_batches([self.rows(shard).take(pa.array(here)) for shard, here in places.items()])
 
     def find(self, key: str) -> tuple[int, int] | None:
         """(shard, index in the shard) of the first sample that has the key; None if none has.

@@ -23,7 +23,9 @@ _Read = TypeVar("_Read")
 _Result = TypeVar("_Result")
 
 _PLANNED = 64
-"""Pieces of work that are planned ahead of those begun: they take next to no memory."""
+"""Pieces of work that are planned ahead of those begun, where reads begin far ahead: they take next to no memory.
+Elsewhere fewer do, and the planner is less in the way of those who make what comes first.
+"""
 
 
 class _Entry(Generic[_Work, _Read, _Result]):
@@ -66,6 +68,7 @@ class Pipeline(Generic[_Work, _Read, _Result]):
         self._most_bytes = most_bytes
         # Without round trips to hide, nothing is gained by beginning more than what is being made.
         self._most_begun = most_made if parallel == 1 else most_made + 4 * parallel
+        self._most_planned = 2 * most_made if parallel == 1 else _PLANNED
         self._threads = (1, parallel, threads)
         self._ended = False
         self._fault: BaseException | None = None
@@ -126,7 +129,7 @@ class Pipeline(Generic[_Work, _Read, _Result]):
 
     def _plan_more(self) -> None:
         """Has the planner go on for a while, so that it is not woken for every piece of work, nor waits for anyone."""
-        if not self._planning and not self._ended and len(self._planned) < _PLANNED // 2:
+        if not self._planning and not self._ended and len(self._planned) < self._most_planned // 2:
             self._planning = True
             self._planner.submit(self._plan_until_full)
 
@@ -137,7 +140,7 @@ class Pipeline(Generic[_Work, _Read, _Result]):
                 with self._changed:
                     self._planned.append(entry)
                     self._begin()
-                    if self._ended or len(self._planned) >= _PLANNED:
+                    if self._ended or len(self._planned) >= self._most_planned:
                         return
             self._ended = True
         except BaseException as error:

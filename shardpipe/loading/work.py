@@ -14,7 +14,7 @@ from shardpipe.order import Step
 
 __all__ = ["Place", "Work", "works"]
 
-_MOST_SAMPLES = 512
+_MOST_SAMPLES = 1024
 """Looked up together: what numpy and Arrow cost a call is then little a sample."""
 
 

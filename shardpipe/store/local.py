@@ -41,13 +41,17 @@ class LocalStore:
             return Stat(found.st_size, str(found.st_mtime_ns))
 
     def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        if length is not None and (opened := self._opened.get(name)):
+            with suppress(OSError):  # which is raised below, where there is more to say
+                if len(data := os.pread(opened.descriptor, length, offset)) == length:
+                    return data
         path = os.path.join(self._root, name)  # noqa: PTH118
         with as_store_error(path):
             if length is None:
                 file = _File(path)  # who wants all of a file wants it as it is now
                 length = max(0, os.fstat(file.descriptor).st_size - offset)
             else:
-                file = self._opened.get(path) or self._open(path)
+                file = self._opened.get(name) or self._open(name, path)
             data = os.pread(file.descriptor, length, offset)
             while len(data) < length and (more := os.pread(file.descriptor, length - len(data), offset + len(data))):
                 data += more
@@ -57,8 +61,8 @@ class LocalStore:
         """Closes the files that are kept open for the next read; a later read opens them again."""
         self._opened.clear()
 
-    def _open(self, path: str) -> _File:
-        file = self._opened[path] = _File(path)
+    def _open(self, name: str, path: str) -> _File:
+        file = self._opened[name] = _File(path)
         if len(self._opened) > _OPEN:
             with suppress(KeyError, StopIteration, RuntimeError):  # another thread may have been quicker
                 del self._opened[next(iter(self._opened))]
