@@ -71,9 +71,9 @@ class Feed:
 
         def made(work: Work, fetched: list[dict[int, Payload]]) -> tuple[Any, list[Skipped]]:
             make = self.pace.workers or straight
-            result, skipped = make(work, {i: payload for some in fetched for i, payload in some.items()})
+            with self.pace.watching():
+                result, skipped = make(work, {i: payload for some in fetched for i, payload in some.items()})
             batch = finished(work, result)
-            self.pace.made()
             if prefetch is not None:
                 prefetch.made(work.place.consumed_samples)
             return copier.send(batch) if copier else batch, skipped

@@ -7,10 +7,13 @@ is busy in Python: the training loop, say. Decoding comes back a few times a sam
 from __future__ import annotations
 
 import logging
+import resource
 import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from shardpipe.loading.making import Workers
 from shardpipe.runtime import leave_if_imported
@@ -25,14 +28,16 @@ _BATCHES = 20
 """And batches, at least."""
 _SHARE = 0.1
 """Of its time that a loop may wait for batches."""
-_STANDING = 0.5
-"""Of `sys.getswitchinterval`, in the mean, to get the GIL back: it takes all of that where somebody is always busy."""
-_EVERY = 0.1
-"""Seconds between looks at it, each of which may cost a few times that interval."""
+_STANDING = 0.25
+"""Of the time that threads spend on batches, that they may stand still: with cores for all and nobody who is busy in
+Python it is 0.02.
+"""
+_EVERY = 0.25
+"""Seconds between batches that are looked at: to ask the system costs a few waits for the GIL."""
 
 
 class Pace:
-    """Told by a loop's thread how long it waits, and by those that make its batches whenever one is made.
+    """Told by a loop's thread how long it waits, and watches those that make its batches.
 
     workers: processes to make batches: at once, or with `wait` when it is seen that threads stand at the GIL. Without
         any, that is but warned of.
@@ -45,8 +50,9 @@ class Pace:
         self._spare = workers
         self._number = number
         self._decided = self.workers is not None
-        self._stood: deque[float] = deque(maxlen=1000)
-        self._looked = 0.0
+        self._looks: deque[tuple[float, float]] = deque(maxlen=1000)
+        """Seconds that a batch took its thread, and how many of them that stood still."""
+        self._next_look = 0.0
         self._waited = self._passed = 0.0
         self._batches = self._slow = 0
 
@@ -55,14 +61,20 @@ class Pace:
         if self._spare is not None:
             leave_if_imported()
 
-    def made(self) -> None:
-        """In the thread that has made a batch: finds how long it takes to get the GIL back."""
-        if self._decided or time.perf_counter() < self._looked + _EVERY:
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Around the making of a batch, in the thread that does it."""
+        began = time.perf_counter()
+        if self._decided or began < self._next_look:
+            yield
             return
-        queued, began = _queued(), time.perf_counter()
-        time.sleep(0)
-        self._looked = time.perf_counter()
-        self._stood.append(max(0.0, self._looked - began - (_queued() - queued)))
+        self._next_look = began + _EVERY
+        active, blocks = _spent()
+        yield
+        active_then, blocks_then = _spent()
+        if blocks == blocks_then:  # else it waited for a disk, and nobody can tell how long for what
+            took = time.perf_counter() - began
+            self._looks.append((took, took - (active_then - active)))
 
     def taken(self, waited: float, passed: float) -> None:
         """In the loop's thread: seconds that it waited for a batch, and in all since the one before."""
@@ -73,12 +85,13 @@ class Pace:
         self._batches += 1
         if self._passed < _STRETCH or self._batches < _BATCHES:
             return
-        share, stood = self._waited / self._passed, list(self._stood)
-        is_slow = share > _SHARE and bool(stood) and sum(stood) / len(stood) > _STANDING * sys.getswitchinterval()
+        share, looks = self._waited / self._passed, list(self._looks)
+        took, stood = (sum(seconds) for seconds in zip(*looks)) if looks else (0.0, 0.0)
+        is_slow = share > _SHARE and stood > _STANDING * took
         self._slow = self._slow + 1 if is_slow else 0
         self._waited = self._passed = 0.0
         self._batches = 0
-        self._stood.clear()
+        self._looks.clear()
         if self._slow == 2:  # once may have been some other program's doing
             self._decided = True
             self._act(
@@ -105,10 +118,13 @@ class Pace:
             self.workers = workers
 
 
-def _queued() -> float:
-    """Seconds that this thread has waited for a core, which is not waiting for the GIL; 0 where no system says it."""
-    try:
+def _spent() -> tuple[float, int]:
+    """Seconds that this thread has had a core or waited for one, and blocks that it has read from a disk; 0 of what the
+    system does not tell.
+    """
+    queued = blocks = 0
+    with suppress(OSError, IndexError, AttributeError):  # Linux alone has these
+        blocks = resource.getrusage(resource.RUSAGE_THREAD).ru_inblock
         with open("/proc/thread-self/schedstat") as file:
-            return int(file.read().split()[1]) / 1e9
-    except (OSError, IndexError):
-        return 0.0
+            queued = int(file.read().split()[1])
+    return time.thread_time() + queued / 1e9, blocks

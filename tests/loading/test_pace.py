@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 import time
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from shardpipe import ShardLoader
@@ -33,9 +35,9 @@ class Fake:
 
 
 def stretch(pace: Pace, *, waits: float, stands: float, batches: int = 40) -> None:
-    """Some seconds of a loop that waits this share of them, and of threads that wait so long for the GIL."""
+    """Some seconds of a loop that waits this share of them, and of threads that stand still for that share."""
     for _ in range(batches):
-        pace._stood.append(stands)
+        pace._looks.append((0.2, 0.2 * stands))
         pace.taken(waits * 0.1, 0.1)
 
 
@@ -49,7 +51,7 @@ def settled(pace: Pace) -> bool:
 def test_a_loop_that_waits_for_the_gil_is_advised_once(caplog: pytest.LogCaptureFixture) -> None:
     pace = Pace(None, 8, wait=False)
     for _ in range(9):
-        stretch(pace, waits=0.31, stands=0.005)
+        stretch(pace, waits=0.31, stands=0.6)
     (told,) = [record.getMessage() for record in caplog.records]
     assert told == (
         "the loop waits for batches 31 % of its time, as threads wait for the GIL to make them: workers=8 has "
@@ -57,7 +59,7 @@ def test_a_loop_that_waits_for_the_gil_is_advised_once(caplog: pytest.LogCapture
     )
 
 
-@pytest.mark.parametrize(("waits", "stands"), [(0.31, 1e-5), (0.05, 0.005), (0.0, 0.0)])
+@pytest.mark.parametrize(("waits", "stands"), [(0.31, 0.1), (0.05, 0.6), (0.0, 0.0)])
 def test_a_loop_without_cause(caplog: pytest.LogCaptureFixture, waits: float, stands: float) -> None:
     workers: Any = Fake()
     pace = Pace(workers, 8, wait=True)
@@ -70,8 +72,8 @@ def test_one_bad_stretch_is_no_cause() -> None:
     workers: Any = Fake()
     pace = Pace(workers, 8, wait=True)
     for _ in range(9):
-        stretch(pace, waits=0.5, stands=0.005, batches=30)
-        stretch(pace, waits=0.0, stands=0.005, batches=30)
+        stretch(pace, waits=0.5, stands=0.6, batches=30)
+        stretch(pace, waits=0.0, stands=0.6, batches=30)
     assert (workers.begun, pace.workers) == (0, None)
 
 
@@ -80,7 +82,7 @@ def test_processes_take_over_when_they_are_there(caplog: pytest.LogCaptureFixtur
     pace = Pace(workers, 2, wait=True)
     with caplog.at_level(logging.INFO, "shardpipe"):
         for _ in range(9):
-            stretch(pace, waits=0.31, stands=0.005)
+            stretch(pace, waits=0.31, stands=0.6)
     assert settled(pace)
     assert pace.workers is workers
     assert workers.begun == 1
@@ -91,7 +93,7 @@ def test_threads_go_on_where_processes_cannot_be_had(caplog: pytest.LogCaptureFi
     workers: Any = Fake("no memory")
     pace = Pace(workers, 2, wait=True)
     for _ in range(9):
-        stretch(pace, waits=0.31, stands=0.005)
+        stretch(pace, waits=0.31, stands=0.6)
     end = time.monotonic() + 10
     while not caplog.records and time.monotonic() < end:
         time.sleep(0.01)
@@ -101,28 +103,38 @@ def test_threads_go_on_where_processes_cannot_be_had(caplog: pytest.LogCaptureFi
     assert (workers.begun, pace.workers) == (1, None)
 
 
-def test_processes_that_are_asked_for_are_not_measured() -> None:
+def test_processes_that_are_asked_for_are_not_watched() -> None:
     workers: Any = Fake()
     pace = Pace(workers, 2, wait=False)
-    pace.made()
+    with pace.watching():
+        pass
     pace.taken(0.1, 0.1)
     assert pace.workers is workers
     assert not pace._batches
-    assert not pace._stood
+    assert not pace._looks
 
 
-def test_how_long_the_gil_takes_is_measured() -> None:
+def look(work: Callable[[], object]) -> float:
+    """The share of its time that a thread stands still which does this."""
     pace = Pace(None, 2, wait=False)
-    end = time.monotonic() + 10
-    while len(pace._stood) < 3 and time.monotonic() < end:
-        pace.made()
-    assert len(pace._stood) == 3
-    assert all(0 <= seconds < 1 for seconds in pace._stood)
-    assert pace._looked > 2 * module._EVERY
+    with pace.watching():
+        work()
+    ((took, stood),) = pace._looks
+    return stood / took
 
 
-def test_who_is_busy_in_python_is_seen() -> None:
-    pace, done = Pace(None, 2, wait=False), threading.Event()
+def compute() -> None:
+    data = np.random.default_rng(0).bytes(1 << 20)
+    for _ in range(300):
+        zlib.adler32(data)  # a millisecond or less without the GIL, as a decoder takes
+
+
+def test_who_computes_does_not_stand_still() -> None:
+    assert look(compute) < module._STANDING
+
+
+def test_who_waits_for_the_gil_stands_still() -> None:
+    done = threading.Event()
 
     def busy() -> None:
         while not done.is_set():
@@ -131,19 +143,30 @@ def test_who_is_busy_in_python_is_seen() -> None:
     thread = threading.Thread(target=busy)
     thread.start()
     try:
-        end = time.monotonic() + 30
-        while len(pace._stood) < 9 and time.monotonic() < end:
-            pace.made()
-            time.sleep(0.02)
+        assert look(compute) > module._STANDING
     finally:
         done.set()
         thread.join()
-    assert sorted(pace._stood)[4] > module._STANDING * sys.getswitchinterval()
+
+
+def test_batches_are_looked_at_now_and_then() -> None:
+    pace = Pace(None, 2, wait=False)
+    for _ in range(5):
+        with pace.watching():
+            pass
+    assert len(pace._looks) == 1
+
+
+def test_what_fails_is_not_looked_at() -> None:
+    pace = Pace(None, 2, wait=False)
+    with pytest.raises(KeyError), pace.watching():
+        raise KeyError
+    assert not pace._looks
 
 
 def test_batches_stay_the_same_when_processes_take_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = pack_speech(tmp_path, 30, shard_samples=7, seconds=(0.05, 0.3))
-    for name, value in (("_STRETCH", 0.0), ("_BATCHES", 4), ("_SHARE", -1.0), ("_STANDING", -1.0)):
+    for name, value in (("_STRETCH", 0.0), ("_BATCHES", 4), ("_SHARE", -1.0), ("_STANDING", -1.0), ("_EVERY", 0.0)):
         monkeypatch.setattr(module, name, value)
     loader = ShardLoader(data, batch_size=4, workers="auto", threads=2)
     made, epochs = [], 0

@@ -17,7 +17,7 @@ AT_ONCE = """
 import time
 from shardpipe import ShardLoader
 from shardpipe.loading import pace
-pace._STRETCH, pace._BATCHES, pace._SHARE, pace._STANDING = 0, 4, -1, -1
+pace._STRETCH, pace._BATCHES, pace._SHARE, pace._STANDING, pace._EVERY = 0, 4, -1, -1, 0
 loader = ShardLoader('packed', batch_size=2, workers='auto', threads=2)
 end = time.monotonic() + 60
 samples = 0
