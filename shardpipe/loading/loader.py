@@ -220,8 +220,8 @@ class ShardLoader:
         """The text of every sample of the dataset, in the shards' order: read from the index, whatever the epoch."""
         index = self._sequence.index
         for shard, count in enumerate(index.counts):
-            column: Any = index.rows(shard).column("text") if count else None
-            yield from column.to_pylist() if count else ()
+            if count:
+                yield from index.rows(shard).column("text").to_pylist()
 
     def __len__(self) -> int:
         """Batches that a `for` over the whole current sub-epoch yields, from where a run on these ranks that is never
