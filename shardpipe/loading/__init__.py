@@ -7,7 +7,7 @@ by threads or processes ahead of the loop; and answers about a run that need no 
     work        one batch to make: its samples, where their bytes lie, its place in the run
     read        byte ranges -> payloads, checked; prefetch brings whole windows into the cache ahead of that
     making      payloads -> samples -> a padded batch, in threads or processes, on a device
-    feed        all of that ahead of a loop, within bounds, by a pipeline
+    feed        all of that ahead of a loop, within bounds, by a pipeline; pace: by threads or by processes
     loader      ShardLoader: a `for` and a count; ranks: which process it is
     explain     what a run was or will be given, what its plan costs: from sequence alone
 """
@@ -19,7 +19,8 @@ from shardpipe.runtime import lazily
 if TYPE_CHECKING:
     from shardpipe.loading.explain import Turn, given_at, plan_cost, step_of, visits
     from shardpipe.loading.loader import ShardLoader
-    from shardpipe.loading.making import Batch, Sample
+    from shardpipe.loading.making import Batch, Form, Sample
+    from shardpipe.loading.read import Payload, Reader, SampleRow, coalesce, rows_of
     from shardpipe.loading.sequence import BatchSequence
     from shardpipe.loading.work import Place
 else:
@@ -28,7 +29,8 @@ else:
         __name__,
         explain=["Turn", "given_at", "plan_cost", "step_of", "visits"],
         loader=["ShardLoader"],
-        making=["Batch", "Sample"],
+        making=["Batch", "Form", "Sample"],
+        read=["Payload", "Reader", "SampleRow", "coalesce", "rows_of"],
         sequence=["BatchSequence"],
         work=["Place"],
     )
@@ -36,12 +38,18 @@ else:
 __all__ = [
     "Batch",
     "BatchSequence",
+    "Form",
+    "Payload",
     "Place",
+    "Reader",
     "Sample",
+    "SampleRow",
     "ShardLoader",
     "Turn",
+    "coalesce",
     "given_at",
     "plan_cost",
+    "rows_of",
     "step_of",
     "visits",
 ]

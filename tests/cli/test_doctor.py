@@ -26,6 +26,7 @@ from shardpipe.cli.examining.machine import Torch
 from shardpipe.cli.examining.rates import each_within
 from shardpipe.dataset import Index, Totals, stage_index
 from shardpipe.errors import ShardError
+from shardpipe.loading import Form, SampleRow
 from shardpipe.pack import PackOptions, pack
 from shardpipe.store import LocalStore, SlowStore
 from tests.speech import make_bytes, make_flac, pack_speech
@@ -170,13 +171,15 @@ def test_damaged_bytes_are_named(own_data: Path, told: Any, found: Any) -> None:
 def test_audio_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
     whole = make_flac(8000)
     measured = Measured()
-    clips = [Clip(f"utt{n}", "a.tar", "flac", whole[: len(whole) // n], 8000, 16000) for n in (2, 1)]
-    decode_clips(measured, clips, SECONDS, None)
+    facts: Any = {"shard": 0, "place": 0, "audio_offset": 0, "audio_size": 0, "crc32": 0, "text": "", "extras": None}
+    row = SampleRow(key="utt1", shard_name="a.tar", codec="flac", frames=8000, sample_rate=16000, channels=1, **facts)
+    clips = [Clip(row._replace(key=f"utt{n}"), whole[: len(whole) // n]) for n in (2, 1)]
+    decode_clips(measured, clips, SECONDS, Form())
     assert measured.decoding["flac"].samples
     (error,) = measured.bad
     assert str(error).startswith("a.tar, sample 'utt2', flac: ")
     endless = Measured()
-    decode_clips(endless, [clips[1]._replace(frames=1 << 60)], SECONDS, None)
+    decode_clips(endless, [Clip(row._replace(frames=1 << 60), whole)], SECONDS, Form())
     assert not endless.decoding
     assert "no memory" in str(endless.bad[0])
 

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shardpipe.audio import decode_into, encode, resampled_frames
+from shardpipe.audio import encode
 from shardpipe.cli.examining.rates import Measured, Rate
 from shardpipe.errors import AudioError, ShardpipeError
+from shardpipe.loading import Form, Payload, SampleRow
 
-__all__ = ["BUILT_IN", "BUILT_IN_SECONDS", "Clip", "decode_clips", "frames_at", "measure_codecs"]
+__all__ = ["BUILT_IN", "BUILT_IN_SECONDS", "Clip", "decode_clips", "measure_codecs"]
 
 BUILT_IN = "speech-like audio, 16 kHz mono"
 BUILT_IN_SECONDS = 7
@@ -25,33 +26,40 @@ _BEYOND_CACHES = 1 << 25
 
 
 class Clip(NamedTuple):
-    """A file to decode; `key` and `shard` are for messages."""
+    """A sample to decode."""
 
-    key: str
-    shard: str
-    codec: str
-    data: bytes
-    frames: int
-    sample_rate: int
-
-
-def frames_at(rate: int | None, frames: int, sample_rate: int) -> int:
-    """How long a sample comes out at a rate, or at its own."""
-    return max(1, resampled_frames(frames, sample_rate, rate or sample_rate))
+    row: SampleRow
+    data: Payload
 
 
 def measure_codecs(seconds: float) -> Measured:
     """Decodes utterances made here, in each codec that shardpipe writes, which share the seconds."""
     rng = np.random.default_rng(0)
     voices = [_voice(rng) for _ in range(4)]
-    clips = [
-        Clip("built in", "", codec, encode(voice, _BUILT_IN_RATE, codec), len(voice), _BUILT_IN_RATE)
-        for codec in _BUILT_IN_CODECS
-        for voice in voices
-    ]
-    found = Measured(read=Counter(clip.codec for clip in clips))
-    decode_clips(found, clips, seconds, None)
+    clips = [_built_in(codec, voice) for codec in _BUILT_IN_CODECS for voice in voices]
+    found = Measured(read=Counter(clip.row.codec for clip in clips))
+    decode_clips(found, clips, seconds, Form())
     return found
+
+
+def _built_in(codec: str, voice: Any) -> Clip:
+    data = encode(voice, _BUILT_IN_RATE, codec)
+    row = SampleRow(
+        shard=0,
+        place=0,
+        shard_name="",
+        audio_offset=0,
+        audio_size=len(data),
+        crc32=0,
+        frames=len(voice),
+        sample_rate=_BUILT_IN_RATE,
+        channels=1,
+        key="built in",
+        codec=codec,
+        text="",
+        extras=None,
+    )
+    return Clip(row, data)
 
 
 def _voice(rng: np.random.Generator) -> Any:
@@ -64,40 +72,34 @@ def _voice(rng: np.random.Generator) -> Any:
     return np.clip(0.2 * syllables * buzz + rng.normal(0, 0.003, len(times)), -0.99, 0.99)
 
 
-def decode_clips(found: Measured, clips: list[Clip], seconds: float, rate: int | None) -> None:
-    """Decodes the clips of each codec in turn, over and over, as a loader does into padded batches: to mono, and to
-    `rate`. The codecs share the seconds.
+def decode_clips(found: Measured, clips: list[Clip], seconds: float, form: Form) -> None:
+    """Decodes the clips of each codec in turn, over and over, as a loader does into padded batches. The codecs share
+    the seconds.
     """
-    codecs = sorted({clip.codec for clip in clips})
+    codecs = sorted({clip.row.codec for clip in clips})
     for codec in codecs:
-        waiting = deque(clip for clip in clips if clip.codec == codec)
+        waiting = deque(clip for clip in clips if clip.row.codec == codec)
         room = np.ones(_BEYOND_CACHES // 4, np.float32)  # memory for zeros would come as they are overwritten
         samples, frames, at, audio_seconds, elapsed = 0, 0, 0, 0.0, 0.0
         begun = perf_counter()
         while waiting and elapsed < seconds / len(codecs):
-            clip = waiting.popleft()
-            length = frames_at(rate, clip.frames, clip.sample_rate)
+            row, data = clip = waiting.popleft()
+            length = form.frames(row)
             at = at if at + length <= len(room) else 0
             try:
-                out = room[at : at + length] if length <= len(room) else np.empty(length, np.float32)
-                decode_into(clip.data, codec, out, rates=(clip.sample_rate, rate or clip.sample_rate))
-            except (ShardpipeError, MemoryError) as error:
-                found.bad.append(_undecoded(clip, error))
+                form.decode(row, data, room[at : at + length] if length <= len(room) else np.empty(length, np.float32))
+            except MemoryError:
+                what, fix = f"there is no memory for its {row.frames:,} frames", "Leave it out (max_seconds)."
+                found.bad.append(AudioError(what, key=row.key, codec=codec, where=row.shard_name, fix=fix))
+                continue
+            except ShardpipeError as error:
+                found.bad.append(error)
                 continue
             waiting.append(clip)
             at += length
-            samples, frames, audio_seconds = (
-                samples + 1,
-                frames + length,
-                audio_seconds + clip.frames / clip.sample_rate,
-            )
+            samples += 1
+            frames += length
+            audio_seconds += row.frames / row.sample_rate
             elapsed = perf_counter() - begun
         if samples:
             found.decoding[codec] = Rate(samples=samples, audio_seconds=audio_seconds, size=4 * frames, elapsed=elapsed)
-
-
-def _undecoded(clip: Clip, error: ShardpipeError | MemoryError) -> AudioError:
-    what, fix = f"there is no memory for its {clip.frames:,} frames", "Leave it out (max_seconds)."
-    if isinstance(error, ShardpipeError):
-        what, fix = error.what, error.fix
-    return AudioError(what, key=clip.key, codec=clip.codec, where=clip.shard, fix=fix)

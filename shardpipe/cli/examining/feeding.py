@@ -10,12 +10,12 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
-from isal.isal_zlib import crc32
 
-from shardpipe.cli.examining.decoding import Clip, decode_clips, frames_at
+from shardpipe.cli.examining.decoding import Clip, decode_clips
 from shardpipe.cli.examining.rates import Feed, Measured, Rate, each_within
-from shardpipe.dataset import Index, Row
+from shardpipe.dataset import Index
 from shardpipe.errors import ShardError, ShardpipeError
+from shardpipe.loading import Form, Reader, SampleRow, coalesce, rows_of
 from shardpipe.runtime import abandon_when
 from shardpipe.store import Over, Stat, Store, open_store
 
@@ -41,14 +41,15 @@ def measure_dataset(index: Index, data: str | Store, *, seconds: float, schemes:
     rates = index.totals.sample_rates
     rate = max(rates, key=lambda rate: rates[rate]) if len(rates) > 1 else None
     rows = _chosen(found, index, seconds)
-    decode_clips(found, _read(found, index, rows, seconds), seconds, rate)
-    longest = max((frames_at(rate, row.frames, row.sample_rate) for row in rows), default=1)
+    form = Form(channels="mix", sample_rate=rate)
+    decode_clips(found, _read(found, index, rows, seconds), seconds, form)
+    longest = max(map(form.frames, rows), default=1)
     batch_size = min(_BATCH_SIZE, max(1, _BATCH_BYTES // (4 * longest)))
     found.feed = _feed(open_store(data), batch_size, rate, seconds, tuple(schemes))
     return found
 
 
-def _chosen(found: Measured, index: Index, seconds: float) -> list[Row]:
+def _chosen(found: Measured, index: Index, seconds: float) -> list[SampleRow]:
     """Rows spread evenly over the dataset, in random order: wherever time ends, those before are spread as well."""
     spread = np.linspace(0, index.num_samples - 1, _SHARDS).astype(np.int64)
     shards = np.unique(np.searchsorted(np.cumsum(index.counts), spread, side="right"))
@@ -57,10 +58,9 @@ def _chosen(found: Measured, index: Index, seconds: float) -> list[Row]:
     owners = np.searchsorted(ends, ordinals, side="right")
     places = ordinals - (ends - index.counts[shards])[owners]
 
-    def load(number: int) -> list[Row]:
-        shard = int(shards[number])
-        some: list[dict[str, Any]] = index.rows(shard).take(places[owners == number]).to_pylist()
-        return [Row(**{**row, "shard": shard}) for row in some]
+    def load(number: int) -> list[SampleRow]:
+        here = places[owners == number]
+        return rows_of(index, np.full(len(here), shards[number]), here)
 
     loaded, _ = each_within(load, range(len(shards)), threads=index.store.parallel, seconds=_PATIENCE + seconds)
     found.bad += [error for _, error in loaded if isinstance(error, ShardpipeError)]
@@ -70,19 +70,19 @@ def _chosen(found: Measured, index: Index, seconds: float) -> list[Row]:
     return rows[: max(1, int(np.searchsorted(sizes, _SAMPLE_BYTES, side="right")))]
 
 
-def _read(found: Measured, index: Index, rows: list[Row], seconds: float) -> list[Clip]:
+def _read(found: Measured, index: Index, rows: list[SampleRow], seconds: float) -> list[Clip]:
     """Reads the rows' audio as a loader does: many at a time over a network, from a folder one after another."""
     store = index.store
+    reader = Reader(store, index.shards)
 
-    def payload(row: Row) -> bytes:
-        name = index.shards[row.shard].name
-        data = store.read(name, row.audio_offset, row.audio_size)
-        if (crc := crc32(data)) != row.crc32:
-            what = f"the audio's CRC-32 is {crc:08x}, the index says {row.crc32:08x}"
-            raise ShardError(what, shard=name, key=row.key, offset=row.audio_offset, fix="Run `shardpipe verify`.")
+    def payload(row: SampleRow) -> bytes | memoryview:
+        (piece,) = coalesce([row], [0])
+        data = reader.fetch(piece, [row])[0]
+        if isinstance(data, ShardError):
+            raise data
         return data
 
-    def passing(row: Row) -> None:
+    def passing(row: SampleRow) -> None:
         payload(row)  # not kept: fresh memory for each takes longer than a read from memory
 
     remote = store.parallel > 1
@@ -104,11 +104,7 @@ def _read(found: Measured, index: Index, rows: list[Row], seconds: float) -> lis
     found.read.update(row.codec for row in good)
     found.channels.update(row.channels for row in good)
     kept = done if remote else each_within(payload, good, threads=1, seconds=seconds)[0]
-    return [
-        Clip(row.key, index.shards[row.shard].name, row.codec, data, row.frames, row.sample_rate)
-        for row, data in kept
-        if isinstance(data, bytes)
-    ]
+    return [Clip(row, data) for row, data in kept if data is not None and not isinstance(data, ShardpipeError)]
 
 
 class _Until(Over):
