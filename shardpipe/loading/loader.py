@@ -1,13 +1,13 @@
-"""ShardLoader: the sequence of batches, read, decoded and padded by threads, delivered in order.
+"""ShardLoader: the sequence of batches, made ahead and delivered in order.
 
-The only state is `consumed_samples`. Every `for` starts its pipeline from that count and counts what it hands over, so
-nothing that was merely prefetched is ever part of a state.
+The only state is a count. Every `for` begins there and counts what it hands over, never what was merely prefetched.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -15,6 +15,8 @@ import torch
 from shardpipe.cache import ShardCache
 from shardpipe.dataset import Index
 from shardpipe.errors import ConfigError
+from shardpipe.loading.callers import check_process, watched
+from shardpipe.loading.cursor import Cursor
 from shardpipe.loading.feed import Feed
 from shardpipe.loading.making import (
     Channels,
@@ -29,10 +31,10 @@ from shardpipe.loading.making import (
     cuda_device,
 )
 from shardpipe.loading.pace import Pace
-from shardpipe.loading.ranks import Rank, check_process, finder
+from shardpipe.loading.ranks import Rank, finder
 from shardpipe.loading.read import Reader
 from shardpipe.loading.sequence import BatchSequence
-from shardpipe.order import DEFAULT_WINDOW, Batching, Step
+from shardpipe.order import DEFAULT_WINDOW, Batching
 from shardpipe.runtime import Ending, cores
 from shardpipe.settings import check, integer, number
 from shardpipe.store import Store, open_store
@@ -46,8 +48,7 @@ _THREADS_MAX = 8
 class ShardLoader:
     """Batches of a packed dataset, for one rank, from any count of consumed samples on.
 
-    `for batch in loader` delivers the rest of the current sub-epoch, the next `for` the next one, without end. `epoch`,
-    `sub_epoch` and `consumed_samples` say where the run is.
+    `for batch in loader` delivers the rest of the current sub-epoch, the next `for` the next one, without end.
 
     data: a directory or URL that holds an index, or a Store rooted there.
     batch_size | batch_seconds: samples of a batch, or the most padded seconds of one; exactly one of them.
@@ -175,15 +176,10 @@ class ShardLoader:
         form.check_channels(index.totals.channels)
         if transform is None and collate is None:
             _ = self.sample_rate
+        self._cursor = Cursor(self._sequence, sub_epochs=sub_epochs, consumed=resume_samples, repeat=repeat)
         self._ranks = finder(rank, world_size)
-        self._sub_epochs = sub_epochs
-        self._repeat = repeat
-        self._length: tuple[object, int] | None = None
-        self._consumed = resume_samples
+        self._ranks_given = rank is not None or world_size is not None
         self._iteration: object = None
-        self.num_excluded = 0
-        """Samples left out for their length, by all ranks together, since the loader was made or a state was loaded;
-        with repeat=False, since the pass began."""
         self.skipped: list[Skipped] = []
         """Samples that this rank could not decode since then."""
 
@@ -193,19 +189,30 @@ class ShardLoader:
         return self._sequence.num_samples
 
     @property
+    def repeat(self) -> bool:
+        """Whether a `for` goes on where the last one has ended, as training does."""
+        return self._cursor.repeat
+
+    @property
     def consumed_samples(self) -> int:
         """Samples handed over since the run began, all ranks and epochs together."""
-        return self._consumed
+        return self._cursor.consumed
 
     @property
     def epoch(self) -> int:
         """The epoch that the next batch belongs to, from 0."""
-        return self._consumed // self.num_samples
+        return self._cursor.epoch
 
     @property
     def sub_epoch(self) -> int:
         """The sub-epoch of the next batch within its epoch, from 0."""
-        return self._sequence.sub_epoch(self._consumed, self._sub_epochs)
+        return self._cursor.sub_epoch
+
+    @property
+    def num_excluded(self) -> int:
+        """Samples left out for their length, by all ranks together, since the loader was made or a state was loaded;
+        with repeat=False, since the pass began."""
+        return self._cursor.num_excluded
 
     @property
     def sample_rate(self) -> int:
@@ -225,68 +232,62 @@ class ShardLoader:
 
     def __len__(self) -> int:
         """Batches that a `for` over the whole current sub-epoch yields, from where a run on these ranks that is never
-        stopped begins it, however much is consumed. Plans them all, which takes a while for a long epoch by seconds.
-        """
-        _, world_size = self._ranks()
-        count = self._consumed if self._repeat else 0
-        this = (count // self.num_samples, self._sequence.sub_epoch(count, self._sub_epochs), world_size)
-        if self._length is None or self._length[0] != this:
-            steps = self._sequence.sub_epoch_steps(count, world_size=world_size, sub_epochs=self._sub_epochs)
-            self._length = (this, sum(1 for _ in steps))
-        return self._length[1]
+        stopped begins it, however much is consumed. Plans them all, which takes a while for a long epoch by seconds."""
+        return self._cursor.length(self._ranks()[1])
 
     def batches_left(self) -> int:
         """Batches that the next `for` yields: those left in the current sub-epoch. Plans them all."""
-        return sum(1 for _ in self._steps(self._ranks()[1])) if self._repeat else len(self)
+        return next(self.lengths())
+
+    def lengths(self) -> Iterator[int]:
+        """Batches that the next `for` yields, the one after it, and so on without end: epochs by seconds differ."""
+        return self._cursor.lengths(self._ranks()[1])
+
+    def default_ranks(self, rank: int, world_size: int) -> tuple[int, int]:
+        """Takes these for loops to come, unless others were given when the loader was made; returns those in force."""
+        if not self._ranks_given:
+            self._ranks = finder(rank, world_size)
+        return self._ranks()
 
     def __getitem__(self, index: object) -> NoReturn:
         """There is no batch by number: this is for a torch DataLoader, which would ask for them."""
         raise TypeError(
             "a ShardLoader makes whole batches, in threads or `workers` of its own: iterate over it itself, instead of "
-            "putting it into a torch DataLoader"
+            "putting it into a torch DataLoader; for Lightning, transformers, Accelerate, see shardpipe.integrations"
         )
 
     def __iter__(self) -> Iterator[Any]:
         """The rest of the current sub-epoch. A later `for` on the same loader puts an end to an earlier one."""
+        return watched(self.batches(), sys._getframe(1)) if self.repeat else self.batches()
+
+    def batches(self) -> Generator[Any, None, None]:
+        """What a `for` gives, to who passes it on to a loop of others and answers for what that makes of it."""
         check_process()
         rank, world_size = self._ranks()
         mine = self._iteration = object()
-        if not self._repeat:
-            self._consumed, self.num_excluded, self.skipped = 0, 0, []
-        began, end = self._consumed, self._sequence.sub_epoch_end(self._consumed, self._sub_epochs)
+        cursor = self._cursor
+        if not self.repeat:
+            cursor.rewind()
+            self.skipped = []
+        began, end = cursor.consumed, cursor.end
         try:
             with Ending() as stack:
-                steps = self._steps(world_size)
+                steps = cursor.steps(world_size)
                 for work, batch, skipped in self._feed.batches(steps, rank=rank, world_size=world_size, stack=stack):
                     if self._iteration is not mine:
                         raise RuntimeError("another `for` over this loader has begun, or a state was loaded")
-                    self._consume(work.place.consumed_samples, delivered=work.delivered)
+                    cursor.advance(work.place.consumed_samples, delivered=work.delivered)
                     self.skipped += skipped
                     yield batch
-            if self._iteration is mine and self._consumed < end:
-                self._consume_excluded(began)
+            if self._iteration is mine and cursor.consumed < end:
+                cursor.exclude_the_rest(began)
         finally:
-            if self._iteration is mine and not self._repeat:
-                self._consumed = 0
-
-    def _steps(self, world_size: int) -> Iterator[Step]:
-        return self._sequence.steps(self._consumed, world_size=world_size, sub_epochs=self._sub_epochs)
-
-    def _consume(self, count: int, *, delivered: int) -> None:
-        self.num_excluded += count - self._consumed - delivered
-        self._consumed = count
-
-    def _consume_excluded(self, began: int) -> None:
-        """Nothing but excluded samples is left of the epoch."""
-        if self._consumed == began == self.epoch * self.num_samples:
-            batching = self._sequence.batching
-            limits = (batching.min_seconds, batching.max_seconds)
-            raise ConfigError("(min_seconds, max_seconds)", limits, "some sample must lie between them, and none does")
-        self._consume((self.epoch + 1) * self.num_samples, delivered=0)
+            if self._iteration is mine and not self.repeat:
+                cursor.consumed = 0
 
     def state_dict(self) -> dict[str, Any]:
         """What a resume needs, JSON-able; taking it changes nothing."""
-        return self._sequence.state(self._consumed)
+        return self._sequence.state(self.consumed_samples)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken, on any topology. Raises ResumeMismatch for another dataset, seed or order,
@@ -294,7 +295,6 @@ class ShardLoader:
 
         Another batching takes over at the end of the current rung or super-window.
         """
-        check("repeat", self._repeat, self._repeat, "every pass begins anew: there is nothing to go on with")
-        self._consumed = self._sequence.restore(state)
-        self._iteration = self._length = None
-        self.num_excluded, self.skipped = 0, []
+        self._cursor.restore(state)
+        self._iteration = None
+        self.skipped = []

@@ -7,13 +7,12 @@ from functools import partial
 from typing import Literal, TypeAlias
 
 import torch.distributed as dist
-import torch.utils.data
 from torch.distributed.device_mesh import DeviceMesh
 
 from shardpipe.errors import ConfigError
 from shardpipe.settings import check, integer
 
-__all__ = ["Rank", "check_process", "finder"]
+__all__ = ["Rank", "finder"]
 
 Rank: TypeAlias = int | Literal["auto"] | DeviceMesh | None
 
@@ -45,15 +44,6 @@ def finder(rank: Rank, world_size: int | None) -> Callable[[], tuple[int, int]]:
     return partial(_given, number, size)
 
 
-def check_process() -> None:
-    """Raises ConfigError in a worker of a torch DataLoader: each of them would deliver everything."""
-    worker = torch.utils.data.get_worker_info()
-    if worker is not None:
-        rule = "each of them would deliver all batches, and the count of what is consumed would stay with them"
-        fix = "Iterate over the ShardLoader itself, which reads ahead in threads or `workers` of its own."
-        raise ConfigError("num_workers", worker.num_workers, rule, fix=fix)
-
-
 def _given(rank: int, world_size: int) -> tuple[int, int]:
     return rank, world_size
 
@@ -69,7 +59,10 @@ def _of_torch() -> tuple[int, int]:
 def _alone() -> tuple[int, int]:
     if _initialized() and (size := dist.get_world_size()) > 1:
         rule = f"torch.distributed has {size} processes, and all of them would be given the same batches"
-        fix = f"{_AUTO} Where each is to see all data, or one alone does, say so: rank=0, world_size=1."
+        fix = (
+            f"{_AUTO} In Lightning, transformers or Accelerate, see shardpipe.integrations. Where each is to see all "
+            "data, or one alone does, say so: rank=0, world_size=1."
+        )
         raise ConfigError("rank", None, rule, fix=fix)
     return 0, 1
 

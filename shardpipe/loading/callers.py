@@ -1,0 +1,62 @@
+"""Who iterates over a loader: where a loop of others would lose or repeat samples in silence, it gets one error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from types import FrameType
+from typing import Any
+
+import torch.utils.data
+
+from shardpipe.errors import ConfigError
+
+__all__ = ["check_process", "watched"]
+
+# Such loops read the length once, restore states in mid-epoch only or not at all, and skip what is done once more.
+_INTEGRATIONS = {
+    "lightning": "lightning.ShardData(data, ...)",
+    "pytorch_lightning": "lightning.ShardData(data, ...)",
+    "transformers": "transformers.ShardTrainerMixin, with train_loader=",
+    "accelerate": "accelerate.prepare(accelerator, loader)",
+}
+
+
+def check_process() -> None:
+    """Raises ConfigError in a worker of a torch DataLoader: each of them would deliver everything."""
+    worker = torch.utils.data.get_worker_info()
+    if worker is not None:
+        rule = "each of them would deliver all batches, and the count of what is consumed would stay with them"
+        fix = "Iterate over the ShardLoader itself, which reads ahead in threads or `workers` of its own."
+        raise ConfigError("num_workers", worker.num_workers, rule, fix=fix)
+
+
+def watched(batches: Generator[Any, None, None], caller: FrameType) -> Iterator[Any]:
+    """The batches, unless the caller is a training loop that cannot resume a loader, or accumulates gradients and does
+    not know where an epoch of it ends: ConfigError then names what can.
+    """
+    module = str(caller.f_globals.get("__name__"))
+    integration = _INTEGRATIONS.get(module.partition(".")[0])
+    if integration is not None:
+        rule = "its loop would lose or repeat samples when it resumes a ShardLoader by itself"
+        fix = f"Train by shardpipe.integrations.{integration}. To validate, make the loader with repeat=False."
+        raise ConfigError("caller", module, rule, fix=fix)
+    return _unless_accumulated(batches)
+
+
+def _unless_accumulated(batches: Generator[Any, None, None]) -> Iterator[Any]:
+    with closing(batches):
+        for batch in batches:
+            synchronised = _accelerate_synchronises()
+            yield batch
+            if synchronised and not _accelerate_synchronises():
+                rule = "Accelerate accumulates gradients, and nothing tells it where an epoch of this loader ends"
+                fix = f"Iterate over shardpipe.integrations.{_INTEGRATIONS['accelerate']}."
+                raise ConfigError("gradient_accumulation_steps", "more than 1", rule, fix=fix)
+
+
+def _accelerate_synchronises() -> bool:
+    """Whether gradients are exchanged with this batch, as far as Accelerate knows, if it is there at all."""
+    accelerate = sys.modules.get("accelerate.state")
+    return accelerate is None or bool(accelerate.GradientState().sync_gradients)

@@ -1,0 +1,85 @@
+"""Where a loader is in its run: a count of consumed samples, and what of the sequence lies ahead of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from shardpipe.errors import ConfigError
+from shardpipe.loading.sequence import BatchSequence
+from shardpipe.order import Step
+from shardpipe.settings import check
+
+__all__ = ["Cursor"]
+
+
+class Cursor:
+    """The count, and the sub-epoch that it lies in. Without `repeat` every pass begins at 0 and leaves no trace."""
+
+    def __init__(self, sequence: BatchSequence, *, sub_epochs: int, consumed: int, repeat: bool) -> None:
+        self.sequence = sequence
+        self.consumed = consumed
+        self.repeat = repeat
+        self.num_excluded = 0
+        self._sub_epochs = sub_epochs
+        self._length: tuple[object, int] | None = None
+
+    @property
+    def epoch(self) -> int:
+        return self.consumed // self.sequence.num_samples
+
+    @property
+    def sub_epoch(self) -> int:
+        return self.sequence.sub_epoch(self.consumed, self._sub_epochs)
+
+    @property
+    def end(self) -> int:
+        """The count at which the sub-epoch has had its share."""
+        return self.sequence.sub_epoch_end(self.consumed, self._sub_epochs)
+
+    def steps(self, world_size: int) -> Iterator[Step]:
+        """The rest of the sub-epoch."""
+        return self.sequence.steps(self.consumed, world_size=world_size, sub_epochs=self._sub_epochs)
+
+    def length(self, world_size: int) -> int:
+        """Steps of the whole sub-epoch, from where a run on these ranks that is never stopped begins it."""
+        count = self.consumed if self.repeat else 0
+        this = (count // self.sequence.num_samples, self.sequence.sub_epoch(count, self._sub_epochs), world_size)
+        if self._length is None or self._length[0] != this:
+            steps = self.sequence.sub_epoch_steps(count, world_size=world_size, sub_epochs=self._sub_epochs)
+            self._length = (this, sum(1 for _ in steps))
+        return self._length[1]
+
+    def lengths(self, world_size: int) -> Iterator[int]:
+        """Steps that are left of this sub-epoch, and those of the sub-epochs that follow, without end."""
+        while not self.repeat:
+            yield self.length(world_size)
+        ahead = Cursor(self.sequence, sub_epochs=self._sub_epochs, consumed=self.consumed, repeat=True)
+        while True:
+            began, end = ahead.consumed, ahead.end
+            counts = [step.count for step in ahead.steps(world_size)]
+            ahead.consumed = counts[-1] if counts else began
+            if ahead.consumed < end:
+                ahead.exclude_the_rest(began)
+            yield len(counts)
+
+    def advance(self, count: int, *, delivered: int) -> None:
+        self.num_excluded += count - self.consumed - delivered
+        self.consumed = count
+
+    def exclude_the_rest(self, began: int) -> None:
+        """Nothing but excluded samples is left of the epoch, of which a loop has been given what lies after `began`."""
+        size = self.sequence.num_samples
+        if self.consumed == began == self.epoch * size:
+            batching = self.sequence.batching
+            limits = (batching.min_seconds, batching.max_seconds)
+            raise ConfigError("(min_seconds, max_seconds)", limits, "some sample must lie between them, and none does")
+        self.advance((self.epoch + 1) * size, delivered=0)
+
+    def rewind(self) -> None:
+        self.consumed = self.num_excluded = 0
+
+    def restore(self, state: dict[str, Any]) -> None:
+        check("repeat", self.repeat, self.repeat, "every pass begins anew: there is nothing to go on with")
+        self.consumed = self.sequence.restore(state)
+        self.num_excluded, self._length = 0, None
