@@ -1,0 +1,178 @@
+"""A run in a loop of others: it fetches ahead, accumulates and saves as it likes, and what it saves is still right.
+
+A batch is fetched, then trained on, and only with the optimizer's next step is it in the weights. What is saved is the
+place after the last batch that is; a resume trains on the others again, and none is lost.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+import torch
+
+from shardpipe import ShardLoader
+from shardpipe.errors import ConfigError
+from shardpipe.order import STEP, hash_key
+from shardpipe.settings import check
+from shardpipe.store import converted
+
+__all__ = ["Course"]
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """A place between two batches: the loader's state there, and how many batches of the pass come before it."""
+
+    state: dict[str, Any]
+    batches: int
+
+
+class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """As a checkpoint holds it. A pass, which frameworks call an epoch, began in an (epoch, sub-epoch) of the data."""
+
+    format: int
+    loader: dict[str, Any]
+    began: tuple[int, int]
+    batches: Annotated[int, msgspec.Meta(ge=0)]
+    passes: Annotated[int, msgspec.Meta(ge=0)]
+    steps: Annotated[int, msgspec.Meta(ge=0)]
+    world_size: Annotated[int, msgspec.Meta(ge=1)]
+
+
+class Course:
+    """A loader's batches on one rank, pass by pass, and which of them are in the weights.
+
+    `steps`, wherever it is asked for, is how many steps the optimizer has taken: when it has grown, what was trained on
+    before is in the weights.
+    """
+
+    def __init__(self, loader: ShardLoader, *, rank: int, world_size: int) -> None:
+        check("repeat", loader.repeat, loader.repeat, "training goes on where it was, and repeat=False begins anew")
+        self.loader = loader
+        self.rank, self.world_size = loader.default_ranks(rank, world_size)
+        self.passes = 0
+        """Passes begun so far."""
+        self._steps = 0
+        self._stream: Generator[Any, None, None] | None = None
+        self._fetched: deque[_Mark] = deque()
+        self._current = self._trained = _Mark(loader.state_dict(), 0)
+        self._began = self._place
+        self._over = False
+
+    @property
+    def batches(self) -> int:
+        """Batches of this pass that are in the weights, as far as is known."""
+        return self._trained.batches
+
+    @property
+    def consumed_samples(self) -> int:
+        """Samples of the run that are in the weights, as far as is known."""
+        return int(self._trained.state["consumed_samples"])
+
+    def begin_pass(self, steps: int, *, gradients_stay: bool) -> None:
+        """Another pass begins: behind the last batch trained on if its gradients are still there, else behind the last
+        one that is in the weights."""
+        self.settle(steps)
+        since = self._current if gradients_stay else self._trained
+        if self._fetched or since is not self._current:
+            self._go_to(since.state)
+        elif self._place != self._began:
+            self.close()
+        self.passes += 1
+        self._current = _Mark(since.state, 0)
+        self._trained = self._current if self._trained is since else _Mark(self._trained.state, 0)
+        self._began, self._over = self._place, False
+
+    def left(self) -> int:
+        """Batches that the pass has still to give: those that its sub-epoch holds."""
+        if self._over:
+            return 0
+        left = self.loader.batches_left()
+        if not left and not self.batches:
+            # The epoch ends with nothing but excluded samples: an empty loop goes past them.
+            for _ in self.loader.batches():
+                pass
+            self._began = self._place
+            left = self.loader.batches_left()
+        return left
+
+    def fetch(self) -> Iterator[Any]:
+        """The rest of the pass. What one that was cut short has made ahead, the next one goes on with."""
+        number = self._current.batches
+        while not self._over:
+            self._stream = self._stream or self.loader.batches()
+            try:
+                batch = next(self._stream)
+            except StopIteration:
+                self._stream, self._over = None, True
+                return
+            number += 1
+            self._fetched.append(_Mark(self.loader.state_dict(), number))
+            yield batch
+
+    def train(self, steps: int) -> None:
+        """The oldest of the fetched batches is trained on next: what is random then becomes a function of its place."""
+        self.settle(steps)
+        if self._fetched:
+            self._current = self._fetched.popleft()
+        state = self._current.state
+        key = int(hash_key(state["seed"], STEP, state["consumed_samples"], self.rank)[0] >> 1)
+        torch.manual_seed(key)
+        random.seed(key)
+        np.random.seed(key % 2**32)
+
+    def settle(self, steps: int) -> None:
+        """Takes note of the steps that the optimizer has taken."""
+        if steps != self._steps:
+            self._steps, self._trained = steps, self._current
+
+    def state(self, steps: int) -> dict[str, Any]:
+        """What `restore` takes, JSON-able: the place behind what is in the weights."""
+        self.settle(steps)
+        state = _State(
+            format=_FORMAT,
+            loader=self._trained.state,
+            began=self._began,
+            batches=self._trained.batches,
+            passes=self.passes,
+            steps=steps,
+            world_size=self.world_size,
+        )
+        return dict(msgspec.to_builtins(state))
+
+    def restore(self, state: object) -> None:
+        """Goes on where `state` was taken. On another world size the pass counts as many batches as would have given it
+        as many samples. Raises ResumeMismatch, and ConfigError for what is no state."""
+        try:
+            saved = converted(state, _State)
+        except ValueError as error:
+            raise ConfigError("state", state, f"it is none ({error})", fix="Resume from another checkpoint.") from error
+        check("state", saved.format, saved.format == _FORMAT, "another version of shardpipe has saved it")
+        self._go_to(saved.loader)
+        self.passes, self._steps = saved.passes, saved.steps
+        self._current = self._trained = _Mark(saved.loader, -(-saved.batches * saved.world_size // self.world_size))
+        self._over = saved.batches > 0 and self._place != saved.began
+        self._began = saved.began if saved.batches else self._place
+
+    def close(self) -> None:
+        """Ends what is being made ahead."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    @property
+    def _place(self) -> tuple[int, int]:
+        return self.loader.epoch, self.loader.sub_epoch
+
+    def _go_to(self, state: dict[str, Any]) -> None:
+        self.close()
+        self._fetched.clear()
+        self.loader.load_state_dict(state)
