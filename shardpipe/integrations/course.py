@@ -10,6 +10,7 @@ import random
 from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Annotated, Any
 
 import msgspec
@@ -60,12 +61,14 @@ class Course:
         self.rank, self.world_size = loader.default_ranks(rank, world_size)
         self.passes = 0
         """Passes begun so far."""
-        self._steps = 0
+        self.steps = 0
+        """Steps that the optimizer had taken when that was last said."""
         self._stream: Generator[Any, None, None] | None = None
         self._fetched: deque[_Mark] = deque()
         self._current = self._trained = _Mark(loader.state_dict(), 0)
         self._began = self._place
-        self._over = False
+        self.is_over = False
+        """Whether the pass has been given all that its sub-epoch holds."""
 
     @property
     def batches(self) -> int:
@@ -89,11 +92,16 @@ class Course:
         self.passes += 1
         self._current = _Mark(since.state, 0)
         self._trained = self._current if self._trained is since else _Mark(self._trained.state, 0)
-        self._began, self._over = self._place, False
+        self._began, self.is_over = self._place, False
+
+    def begin_run(self) -> None:
+        """The first pass of another run, whose optimizer has taken no step, behind what is in the weights."""
+        self.begin_pass(self.steps, gradients_stay=False)
+        self.passes, self.steps = 1, 0
 
     def left(self) -> int:
         """Batches that the pass has still to give: those that its sub-epoch holds."""
-        if self._over:
+        if self.is_over:
             return 0
         left = self.loader.batches_left()
         if not left and not self.batches:
@@ -104,15 +112,20 @@ class Course:
             left = self.loader.batches_left()
         return left
 
+    def lengths(self) -> Iterator[int]:
+        """Batches left of this pass, and those of the passes that follow, without end."""
+        yield self.left()
+        yield from islice(self.loader.lengths(), 0 if self.is_over else 1, None)
+
     def fetch(self) -> Iterator[Any]:
         """The rest of the pass. What one that was cut short has made ahead, the next one goes on with."""
         number = self._current.batches
-        while not self._over:
+        while not self.is_over:
             self._stream = self._stream or self.loader.batches()
             try:
                 batch = next(self._stream)
             except StopIteration:
-                self._stream, self._over = None, True
+                self._stream, self.is_over = None, True
                 return
             number += 1
             self._fetched.append(_Mark(self.loader.state_dict(), number))
@@ -131,8 +144,8 @@ class Course:
 
     def settle(self, steps: int) -> None:
         """Takes note of the steps that the optimizer has taken."""
-        if steps != self._steps:
-            self._steps, self._trained = steps, self._current
+        if steps != self.steps:
+            self.steps, self._trained = steps, self._current
 
     def state(self, steps: int) -> dict[str, Any]:
         """What `restore` takes, JSON-able: the place behind what is in the weights."""
@@ -157,9 +170,9 @@ class Course:
             raise ConfigError("state", state, f"it is none ({error})", fix="Resume from another checkpoint.") from error
         check("state", saved.format, saved.format == _FORMAT, "another version of shardpipe has saved it")
         self._go_to(saved.loader)
-        self.passes, self._steps = saved.passes, saved.steps
+        self.passes, self.steps = saved.passes, saved.steps
         self._current = self._trained = _Mark(saved.loader, -(-saved.batches * saved.world_size // self.world_size))
-        self._over = saved.batches > 0 and self._place != saved.began
+        self.is_over = saved.batches > 0 and self._place != saved.began
         self._began = saved.began if saved.batches else self._place
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ by threads or processes ahead of the loop; and answers about a run that need no 
     read        byte ranges -> payloads, checked; prefetch brings whole windows into the cache ahead of that
     making      payloads -> samples -> a padded batch, in threads or processes, on a device
     feed        all of that ahead of a loop, within bounds, by a pipeline; pace: by threads or by processes
-    loader      ShardLoader: a `for` and a count; ranks: which process it is
+    loader      ShardLoader: a `for`; cursor: the count; ranks: which process it is; callers: who must not iterate
     explain     what a run was or will be given, what its plan costs: from sequence alone
 """
 
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from shardpipe.runtime import lazily
 
 if TYPE_CHECKING:
+    from shardpipe.loading.callers import NoDataLoader
     from shardpipe.loading.explain import Turn, given_at, plan_cost, step_of, visits
     from shardpipe.loading.loader import ShardLoader
     from shardpipe.loading.making import Batch, Form, Sample
@@ -27,6 +28,7 @@ else:
     # They need pyarrow, and most of them torch.
     __getattr__, __dir__ = lazily(
         __name__,
+        callers=["NoDataLoader"],
         explain=["Turn", "given_at", "plan_cost", "step_of", "visits"],
         loader=["ShardLoader"],
         making=["Batch", "Form", "Sample"],
@@ -39,6 +41,7 @@ __all__ = [
     "Batch",
     "BatchSequence",
     "Form",
+    "NoDataLoader",
     "Payload",
     "Place",
     "Reader",

@@ -6,13 +6,13 @@ import sys
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch.utils.data
 
 from shardpipe.errors import ConfigError
 
-__all__ = ["check_process", "watched"]
+__all__ = ["NoDataLoader", "check_process", "watched"]
 
 # Such loops read the length once, restore states in mid-epoch only or not at all, and skip what is done once more.
 _INTEGRATIONS = {
@@ -21,6 +21,25 @@ _INTEGRATIONS = {
     "transformers": "transformers.ShardTrainerMixin, with train_loader=",
     "accelerate": "accelerate.prepare(accelerator, loader)",
 }
+
+
+class NoDataLoader:
+    """What is asked of a torch DataLoader or its dataset, and has no answer here."""
+
+    def __getitem__(self, index: object) -> NoReturn:
+        """There is no batch by number: a torch DataLoader would ask for them."""
+        raise TypeError(
+            "a ShardLoader makes whole batches, in threads or `workers` of its own: iterate over it itself, instead of "
+            "putting it into a torch DataLoader; for Lightning, transformers, Accelerate, see shardpipe.integrations"
+        )
+
+    @property
+    def dataset(self) -> NoReturn:
+        """There is none: what skips batches of a dataset, to resume, would ask for it."""
+        raise AttributeError(
+            "a ShardLoader has no `dataset` whose first batches could be skipped: it goes on by itself where its state "
+            "was taken; in Accelerate, train by shardpipe.integrations.accelerate.prepare(accelerator, loader)"
+        )
 
 
 def check_process() -> None:

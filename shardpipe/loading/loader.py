@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import torch
 
 from shardpipe.cache import ShardCache
 from shardpipe.dataset import Index
 from shardpipe.errors import ConfigError
-from shardpipe.loading.callers import check_process, watched
+from shardpipe.loading.callers import NoDataLoader, check_process, watched
 from shardpipe.loading.cursor import Cursor
 from shardpipe.loading.feed import Feed
 from shardpipe.loading.making import (
@@ -45,7 +45,7 @@ __all__ = ["ShardLoader"]
 _THREADS_MAX = 8
 
 
-class ShardLoader:
+class ShardLoader(NoDataLoader):
     """Batches of a packed dataset, for one rank, from any count of consumed samples on.
 
     `for batch in loader` delivers the rest of the current sub-epoch, the next `for` the next one, without end.
@@ -248,13 +248,6 @@ class ShardLoader:
         if not self._ranks_given:
             self._ranks = finder(rank, world_size)
         return self._ranks()
-
-    def __getitem__(self, index: object) -> NoReturn:
-        """There is no batch by number: this is for a torch DataLoader, which would ask for them."""
-        raise TypeError(
-            "a ShardLoader makes whole batches, in threads or `workers` of its own: iterate over it itself, instead of "
-            "putting it into a torch DataLoader; for Lightning, transformers, Accelerate, see shardpipe.integrations"
-        )
 
     def __iter__(self) -> Iterator[Any]:
         """The rest of the current sub-epoch. A later `for` on the same loader puts an end to an earlier one."""
