@@ -5,7 +5,7 @@ users expect them, and the place in the run within its checkpoints. Each module 
 imported here:
 
     lightning       ShardData, a LightningDataModule
-    transformers    ShardTrainerMixin, to put before Trainer
+    transformers    ShardTrainerMixin, to put before Trainer; evaluation: how it evaluates
     accelerate      prepare(accelerator, loader)
     course          what the three share: which of the fetched batches are in the weights
 """

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakMethod, finalize
 
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 try:
     from accelerate import Accelerator
@@ -18,30 +20,40 @@ except ModuleNotFoundError as error:
     ) from error
 
 from shardpipe import ShardLoader
+from shardpipe.errors import ConfigError
 from shardpipe.integrations.course import Course
-from shardpipe.loading import NoDataLoader
+from shardpipe.loading import NoDataLoader, check_caller
 from shardpipe.settings import check
 
 __all__ = ["PreparedLoader", "prepare"]
 
 
-def prepare(accelerator: Accelerator, loader: ShardLoader) -> PreparedLoader:
+def prepare(accelerator: Accelerator, loader: ShardLoader, optimizer: Optimizer | None = None) -> PreparedLoader:
     """The loader as `accelerator.prepare` would make it: ranks from the accelerator unless it was given some, batches
     on its device, `accumulate` told where an epoch ends.
 
     A loader for training becomes part of `save_state` and `load_state`, in the order in which such are prepared and
-    other objects registered: with the place behind the last batch that was trained on before an optimizer's last step.
-    What is random in a loop's body (torch, numpy, random) is keyed by the batch's place and rank. A loader with
-    repeat=False is for validation, and leaves no trace.
+    other objects registered: with the place behind the last batch trained on before an optimizer's last step. Save when
+    all of a batch's steps are taken. What is random in a loop's body (torch, numpy, random) is keyed by the batch's
+    place and rank. A loader with repeat=False is for validation, and leaves no trace.
 
-    Raises ConfigError for an accelerator that splits batches or dispatches them: every process makes its own.
+    optimizer: the one whose steps are meant, where several loaders are trained on; else they may be any optimizer's.
+
+    Raises ConfigError for an accelerator that splits batches or dispatches them, as every process makes its own, and
+    for a second loader to train on if it was not said for each which optimizer trains on it. A loop raises ConfigError
+    after a whole pass without a step, RuntimeError if it goes on after another one has begun or a state was loaded.
     """
+    check("loader", loader, isinstance(loader, ShardLoader), "it must be a ShardLoader")
     config = accelerator.dataloader_config
     rule = "every process makes its own batches: leave it out"
     check("split_batches", config.split_batches, not config.split_batches, rule)
     check("dispatch_batches", config.dispatch_batches, not config.dispatch_batches, rule)
-    prepared = PreparedLoader(accelerator, loader)
+    prepared = PreparedLoader(accelerator, loader, getattr(optimizer, "optimizer", optimizer))
     if loader.repeat:
+        others = [other for other in accelerator._custom_objects if isinstance(other, PreparedLoader)]
+        told = all(other.optimizer is not None for other in [*others, prepared])
+        rule = "several loaders are trained on, and their places are told by its steps: give it for each"
+        check("optimizer", None, told or not others, rule)
         accelerator.register_for_checkpointing(prepared)
     return prepared
 
@@ -49,37 +61,29 @@ def prepare(accelerator: Accelerator, loader: ShardLoader) -> PreparedLoader:
 class PreparedLoader(DataLoaderStateMixin, NoDataLoader):  # type: ignore[misc]
     """What `prepare` gives: iterate over it as over the ShardLoader, which is its `loader`."""
 
-    def __init__(self, accelerator: Accelerator, loader: ShardLoader) -> None:
+    def __init__(self, accelerator: Accelerator, loader: ShardLoader, optimizer: Optimizer | None) -> None:
         self.loader = loader
+        self.optimizer = optimizer
         self.gradient_state = GradientState()
         self._accelerator = accelerator
         self._steps = 0
+        self._iteration: object = None
         ranks = loader.default_ranks(accelerator.process_index, accelerator.num_processes)
         self._course = Course(loader, rank=ranks[0], world_size=ranks[1]) if loader.repeat else None
         if self._course is not None:
-            register_optimizer_step_post_hook(self._stepped)
+            # For as long as this is there: the hook is one of all optimizers, and must not keep it.
+            stepped = WeakMethod(self._stepped)
+            handle = register_optimizer_step_post_hook(lambda optimizer, *_: (stepped() or _ignore)(optimizer))
+            finalize(self, handle.remove)
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
         """The rest of the current sub-epoch."""
-        self.begin()
-        try:
-            if self._course is not None:
-                self._course.begin_pass(self._steps, gradients_stay=True)
-            # One ahead, to know the last one.
-            batches = iter(self.loader.batches() if self._course is None else self._course.fetch())
-            batch = next(batches, _END)
-            while batch is not _END:
-                following = next(batches, _END)
-                self.end_of_dataloader = following is _END
-                if self._course is not None:
-                    self._course.train(self._steps)
-                yield send_to_device(batch, self._accelerator.device, non_blocking=True)
-                batch = following
-        finally:
-            self.end()
+        if self.loader.repeat:
+            check_caller(sys._getframe(1))
+        return self._batches()
 
     def state_dict(self) -> dict[str, Any]:
         """The place behind what is in the weights; that of a loader with repeat=False does not exist."""
@@ -89,8 +93,38 @@ class PreparedLoader(DataLoaderStateMixin, NoDataLoader):  # type: ignore[misc]
         """Raises ResumeMismatch, and ConfigError for what is no state."""
         self._trained.restore(state)
         self._steps = self._trained.steps
+        self._iteration = None
         # Where an accumulation was cut short, it begins anew.
         self._accelerator.step = 0
+        for optimizer in self._accelerator._optimizers:
+            optimizer.optimizer.zero_grad()
+
+    def _batches(self) -> Iterator[Any]:
+        mine = self._iteration = object()
+        course, device = self._course, self._accelerator.device if self._accelerator.device_placement else None
+        self.begin()
+        try:
+            if course is not None:
+                course.begin_pass(self._steps, gradients_stay=True)
+            began = self._steps
+            # One ahead, to know the last one.
+            batches = iter(self.loader.batches() if course is None else course.fetch())
+            batch = next(batches, _END)
+            given = batch is not _END
+            while batch is not _END:
+                following = next(batches, _END)
+                self.end_of_dataloader = following is _END
+                if course is not None:
+                    course.train(self._steps)
+                yield batch if device is None else send_to_device(batch, device, non_blocking=True)
+                if self._iteration is not mine:
+                    raise RuntimeError("another `for` over this loader has begun, or a state was loaded")
+                batch = following
+        finally:
+            self.end()
+        if course is not None and given and self._steps == began:
+            rule = "no torch optimizer took a step in a whole pass, by which the place in the run is told"
+            raise ConfigError("optimizer", self.optimizer, rule, fix="Only to look at data, use repeat=False.")
 
     @property
     def _trained(self) -> Course:
@@ -98,8 +132,13 @@ class PreparedLoader(DataLoaderStateMixin, NoDataLoader):  # type: ignore[misc]
         assert self._course is not None
         return self._course
 
-    def _stepped(self, *_: object) -> None:
-        self._steps += 1
+    def _stepped(self, optimizer: Optimizer) -> None:
+        if self.optimizer is None or optimizer is self.optimizer:
+            self._steps += 1
+
+
+def _ignore(optimizer: Optimizer) -> None:
+    """Of a loader that is gone."""
 
 
 _END = object()

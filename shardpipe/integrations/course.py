@@ -46,6 +46,7 @@ class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     passes: Annotated[int, msgspec.Meta(ge=0)]
     steps: Annotated[int, msgspec.Meta(ge=0)]
     world_size: Annotated[int, msgspec.Meta(ge=1)]
+    ended: bool
 
 
 class Course:
@@ -56,6 +57,7 @@ class Course:
     """
 
     def __init__(self, loader: ShardLoader, *, rank: int, world_size: int) -> None:
+        check("loader", loader, isinstance(loader, ShardLoader), "it must be a ShardLoader")
         check("repeat", loader.repeat, loader.repeat, "training goes on where it was, and repeat=False begins anew")
         self.loader = loader
         self.rank, self.world_size = loader.default_ranks(rank, world_size)
@@ -68,7 +70,7 @@ class Course:
         self._current = self._trained = _Mark(loader.state_dict(), 0)
         self._began = self._place
         self.is_over = False
-        """Whether the pass has been given all that its sub-epoch holds."""
+        """Whether the pass has been given all that its sub-epoch holds, or was put an end to."""
 
     @property
     def batches(self) -> int:
@@ -147,8 +149,9 @@ class Course:
         if steps != self.steps:
             self.steps, self._trained = steps, self._current
 
-    def state(self, steps: int) -> dict[str, Any]:
-        """What `restore` takes, JSON-able: the place behind what is in the weights."""
+    def state(self, steps: int, *, ended: bool = False) -> dict[str, Any]:
+        """What `restore` takes, JSON-able: the place behind what is in the weights. `ended` says that the framework has
+        put an end to the pass there."""
         self.settle(steps)
         state = _State(
             format=_FORMAT,
@@ -158,6 +161,7 @@ class Course:
             passes=self.passes,
             steps=steps,
             world_size=self.world_size,
+            ended=ended,
         )
         return dict(msgspec.to_builtins(state))
 
@@ -172,7 +176,7 @@ class Course:
         self._go_to(saved.loader)
         self.passes, self.steps = saved.passes, saved.steps
         self._current = self._trained = _Mark(saved.loader, -(-saved.batches * saved.world_size // self.world_size))
-        self.is_over = saved.batches > 0 and self._place != saved.began
+        self.is_over = saved.ended or (saved.batches > 0 and self._place != saved.began)
         self._began = saved.began if saved.batches else self._place
 
     def close(self) -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import torch
 
 try:
     from transformers import TrainerCallback
@@ -19,7 +17,9 @@ except ModuleNotFoundError as error:
 
 from shardpipe import ShardLoader
 from shardpipe.errors import ConfigError
+from shardpipe.integrations.accelerate import PreparedLoader
 from shardpipe.integrations.course import Course
+from shardpipe.integrations.evaluation import EvaluationMixin, check_ranks
 from shardpipe.settings import check
 
 __all__ = ["ShardTrainerMixin"]
@@ -35,7 +35,7 @@ class ShardPlace(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"place": self.place}}
 
 
-class ShardTrainerMixin:
+class ShardTrainerMixin(EvaluationMixin):
     """Put before Trainer, or a class of its kind: `class T(ShardTrainerMixin, Trainer)`.
 
     `T(model, args, train_loader=ShardLoader(...), eval_loader=...)` takes all else that Trainer takes, but for
@@ -44,11 +44,11 @@ class ShardTrainerMixin:
     was given some. What a training step draws at random (torch, numpy, random) is keyed by its place and rank. Batches
     are what the loader makes: a mapping whose keys are the model's arguments, by a `collate`, or for a compute_loss.
 
-    train_loader: a ShardLoader. eval_loader: one with repeat=False, or a dict of names to several. Where batches hold
-        `weights`, the loss of an evaluation is weighed by them; `lengths` and `weights` make num_input_tokens_seen.
+    train_loader: a ShardLoader. eval_loader: one with repeat=False, or a dict of names to several. By the `weights` of
+        batches, evaluations leave out what only fills the last step; by `lengths` and `weights`, tokens are counted.
 
-    Raises ConfigError for auto_find_batch_size, for a checkpoint that holds no place, and for ranks that share a model
-    where the loader was not told which of them share batches.
+    Raises ConfigError for auto_find_batch_size, for a checkpoint that holds no place, for ranks that share a model
+    where the loader was not told which of them share batches, and for inputs among include_for_metrics.
     """
 
     def __init__(
@@ -61,9 +61,7 @@ class ShardTrainerMixin:
         for name in ("data_collator", "train_dataset", "eval_dataset"):
             check(name, kwargs.get(name), kwargs.get(name) is None, "batches come from train_loader and eval_loader")
         check("(model, args, ...)", len(args), len(args) <= 2, "all but model and args are given by name")
-        if eval_loader is not None:
-            kwargs["eval_dataset"] = eval_loader
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, eval_loader=eval_loader, **kwargs)
         trainer = self._trainer
         rule = "it would change the size of batches that the loader plans"
         check("auto_find_batch_size", True, not trainer.args.auto_find_batch_size, rule)
@@ -72,25 +70,16 @@ class ShardTrainerMixin:
         trainer.add_callback(ShardPlace())
         self._course: Course | None = None
         self._began_at = self._batches = self._tokens = 0
-        self._weighed: list[torch.Tensor] = []
         if train_loader is not None:
-            rank, world_size = self._ranks(train_loader)
+            rank, world_size = trainer.args.process_index, trainer.args.world_size
             self._course = Course(train_loader, rank=rank, world_size=world_size)
+            check_ranks(self._trainer, train_loader)
 
     def get_train_dataloader(self) -> Any:
         return _Pass(self._running)
 
-    def get_eval_dataloader(self, eval_dataset: str | ShardLoader | None = None) -> Any:
-        wanted = self._trainer.eval_dataset if eval_dataset is None else eval_dataset
-        loader = self._trainer.eval_dataset[wanted] if isinstance(wanted, str) else wanted
-        check("eval_loader", loader, isinstance(loader, ShardLoader), "it must be a ShardLoader")
-        check("eval_loader", loader, not loader.repeat, "make it with repeat=False: every evaluation is a whole pass")
-        self._ranks(loader)
-        return loader
-
-    def num_examples(self, dataloader: _Pass | ShardLoader) -> int:
-        loader: ShardLoader = dataloader.course.loader if isinstance(dataloader, _Pass) else dataloader
-        return loader.num_samples
+    def num_examples(self, dataloader: _Pass | PreparedLoader) -> int:
+        return dataloader.loader.num_samples
 
     def set_initial_training_values(self, args: Any, dataloader: Any, *rest: Any) -> tuple[Any, ...]:
         values = super().set_initial_training_values(args, dataloader, *rest)  # type: ignore[misc]
@@ -111,22 +100,6 @@ class ShardTrainerMixin:
         self._running.train(self._trainer.state.global_step)
         return super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
 
-    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        result = super().prediction_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
-        if result[0] is not None and isinstance(inputs, Mapping) and "weights" in inputs:
-            weight = inputs["weights"].sum().to(result[0])
-            self._weighed.append(torch.stack([torch.where(weight > 0, result[0] * weight, 0), weight]))
-        return result
-
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        self._weighed = []
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)  # type: ignore[misc]
-        if self._weighed:
-            sums = torch.stack(self._weighed).double().sum(0)
-            loss, weight = self._trainer.accelerator.reduce(sums).tolist()
-            output.metrics[f"{metric_key_prefix}_loss"] = loss / weight
-        return output
-
     def _inner_training_loop(self, *args: Any, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
         course = self._running
         if resume_from_checkpoint is None:
@@ -135,7 +108,7 @@ class ShardTrainerMixin:
             course.restore(_saved_place(Path(resume_from_checkpoint, "trainer_state.json")))
             if course.is_over:
                 course.begin_pass(course.steps, gradients_stay=False)
-        self._began_at, self._tokens = course.consumed_samples, 0
+        self._began_at, self._batches, self._tokens = course.consumed_samples, 0, 0
         try:
             return super()._inner_training_loop(*args, resume_from_checkpoint=resume_from_checkpoint, **kwargs)  # type: ignore[misc]
         finally:
@@ -155,39 +128,40 @@ class ShardTrainerMixin:
         super()._run_epoch(epoch=epoch, **kwargs)  # type: ignore[misc]
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        course, state = self._running, self._trainer.state
-        if state.global_step != course.steps:
-            course.settle(state.global_step)
-            state.num_input_tokens_seen += self._tokens
-            self._tokens = 0
-        # Trainer counts from where the epoch was gone on with.
-        state.epoch = self._epoch + course.batches / max(1, self._batches)
+        self._settle()
         super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        for callback in self._trainer.callback_handler.callbacks:
+        self._settle()
+        trainer = self._trainer
+        place = self._running.state(trainer.state.global_step, ended=trainer.control.should_epoch_stop)
+        for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, ShardPlace):
-                callback.place = self._running.state(self._trainer.state.global_step)
+                callback.place = place
         super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
 
     def _track_num_input_tokens(self, inputs: Any) -> None:
-        trainer = self._trainer
-        counted = trainer.args.include_num_input_tokens_seen
-        if counted == "no" or "lengths" not in inputs or "weights" not in inputs:
+        trainer, state = self._trainer, self._trainer.state
+        counted, before = trainer.args.include_num_input_tokens_seen, state.num_input_tokens_seen
+        if counted != "no" and "lengths" in inputs and "weights" in inputs:
+            lengths = inputs["lengths"]
+            if counted == "all":
+                lengths = lengths.max().expand(lengths.shape)
+            tokens = lengths[inputs["weights"].to(lengths.device) > 0].sum().to(trainer.args.device)
+            state.num_input_tokens_seen += trainer.accelerator.gather(tokens).sum().item()
+        else:
             super()._track_num_input_tokens(inputs)  # type: ignore[misc]
-            return
-        lengths = (
-            inputs["lengths"] if counted == "non_padding" else inputs["lengths"].max().expand(inputs["lengths"].shape)
-        )
-        tokens = lengths[inputs["weights"].to(lengths.device) > 0].sum().to(trainer.args.device)
-        self._tokens += trainer.accelerator.gather(tokens).sum().item()
+        # They count when they are in the weights.
+        self._tokens += state.num_input_tokens_seen - before
+        state.num_input_tokens_seen = before
 
     def _finalize_training(self, trial: Any, num_train_samples: float, start_time: float) -> Any:
+        self._settle()
         state, course = self._trainer.state, self._running
-        course.settle(state.global_step)
-        # Trainer takes the share of the steps that this call has taken of them: it is to come to what was trained on.
-        taken = max(1, state.global_step - self._trainer._initial_global_step)
-        num_train_samples = (course.consumed_samples - self._began_at) / taken * max(1, state.max_steps)
+        num_train_samples = course.consumed_samples - self._began_at
+        if (began := getattr(self._trainer, "_initial_global_step", None)) is not None:
+            # Trainer takes the share of the steps that this call has taken of them; before 5.19 it did not.
+            num_train_samples *= max(1, state.max_steps) / max(1, state.global_step - began)
         return super()._finalize_training(trial, num_train_samples, start_time)  # type: ignore[misc]
 
     @property
@@ -220,28 +194,30 @@ class ShardTrainerMixin:
             steps += max(0, math.ceil(updates * min(1, epochs - epoch)) - done)
         return steps
 
-    def _ranks(self, loader: ShardLoader) -> tuple[int, int]:
-        trainer = self._trainer
-        own = trainer.args.process_index, trainer.args.world_size
-        ranks = loader.default_ranks(*own)
-        together = trainer.get_tp_size() * trainer.get_cp_size() * trainer.get_sp_size()
-        rule = f"{together} processes share a model, and are to share its batches"
-        if together > 1 and ranks == own:
-            raise ConfigError("rank", ranks[0], rule, fix='Give the loader rank=mesh["dp"], or rank and world_size.')
-        return ranks
+    def _settle(self) -> None:
+        """Brings what Trainer counts to what is in the weights."""
+        course, state = self._running, self._trainer.state
+        if state.global_step != course.steps:
+            course.settle(state.global_step)
+            state.num_input_tokens_seen += self._tokens
+            self._tokens = 0
+        # Trainer counts from where the epoch was gone on with.
+        if self._batches:
+            state.epoch = self._epoch + course.batches / self._batches
 
 
 class _Pass:
     """What Trainer takes for a DataLoader."""
 
     def __init__(self, course: Course) -> None:
-        self.course = course
+        self.loader = course.loader
+        self._course = course
 
     def __len__(self) -> int:
-        return self.course.batches + self.course.left()
+        return self._course.batches + self._course.left()
 
     def __iter__(self) -> Iterator[Any]:
-        return self.course.fetch()
+        return self._course.fetch()
 
 
 def _saved_place(path: Path) -> Any:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from shardpipe.runtime import lazily
 
 if TYPE_CHECKING:
-    from shardpipe.loading.callers import NoDataLoader
+    from shardpipe.loading.callers import NoDataLoader, check_caller
     from shardpipe.loading.explain import Turn, given_at, plan_cost, step_of, visits
     from shardpipe.loading.loader import ShardLoader
     from shardpipe.loading.making import Batch, Form, Sample
@@ -28,7 +28,7 @@ else:
     # They need pyarrow, and most of them torch.
     __getattr__, __dir__ = lazily(
         __name__,
-        callers=["NoDataLoader"],
+        callers=["NoDataLoader", "check_caller"],
         explain=["Turn", "given_at", "plan_cost", "step_of", "visits"],
         loader=["ShardLoader"],
         making=["Batch", "Form", "Sample"],
@@ -49,6 +49,7 @@ __all__ = [
     "SampleRow",
     "ShardLoader",
     "Turn",
+    "check_caller",
     "coalesce",
     "given_at",
     "plan_cost",

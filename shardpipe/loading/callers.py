@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from types import FrameType
@@ -12,7 +13,7 @@ import torch.utils.data
 
 from shardpipe.errors import ConfigError
 
-__all__ = ["NoDataLoader", "check_process", "watched"]
+__all__ = ["NoDataLoader", "check_caller", "check_process", "watched"]
 
 # Such loops read the length once, restore states in mid-epoch only or not at all, and skip what is done once more.
 _INTEGRATIONS = {
@@ -51,20 +52,24 @@ def check_process() -> None:
         raise ConfigError("num_workers", worker.num_workers, rule, fix=fix)
 
 
-def watched(batches: Generator[Any, None, None], caller: FrameType) -> Iterator[Any]:
-    """The batches, unless the caller is a training loop that cannot resume a loader, or accumulates gradients and does
-    not know where an epoch of it ends: ConfigError then names what can.
-    """
+def check_caller(caller: FrameType) -> None:
+    """Raises ConfigError if the caller is a training loop that cannot resume a loader."""
     module = str(caller.f_globals.get("__name__"))
     integration = _INTEGRATIONS.get(module.partition(".")[0])
     if integration is not None:
-        rule = "its loop would lose or repeat samples when it resumes a ShardLoader by itself"
+        rule = "its loop would lose or repeat samples when it resumes a loader by itself"
         fix = f"Train by shardpipe.integrations.{integration}. To validate, make the loader with repeat=False."
         raise ConfigError("caller", module, rule, fix=fix)
-    return _unless_accumulated(batches)
 
 
-def _unless_accumulated(batches: Generator[Any, None, None]) -> Iterator[Any]:
+def watched(batches: Generator[Any, None, None]) -> Iterator[Any]:
+    """The batches. Where Accelerate accumulates gradients meanwhile, and does not know where an epoch of this loader
+    ends, it raises ConfigError; where it is there, but does not save the loader's place, it warns.
+    """
+    accelerate = sys.modules.get("accelerate.state")
+    if accelerate is not None and accelerate.is_initialized():
+        told = "an Accelerator is there, and its save_state will not hold the place of this loader: iterate over "
+        warnings.warn(f"{told}shardpipe.integrations.{_INTEGRATIONS['accelerate']}", stacklevel=2)
     with closing(batches):
         for batch in batches:
             synchronised = _accelerate_synchronises()

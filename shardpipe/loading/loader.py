@@ -15,7 +15,7 @@ import torch
 from shardpipe.cache import ShardCache
 from shardpipe.dataset import Index
 from shardpipe.errors import ConfigError
-from shardpipe.loading.callers import NoDataLoader, check_process, watched
+from shardpipe.loading.callers import NoDataLoader, check_caller, check_process, watched
 from shardpipe.loading.cursor import Cursor
 from shardpipe.loading.feed import Feed
 from shardpipe.loading.making import (
@@ -251,7 +251,10 @@ class ShardLoader(NoDataLoader):
 
     def __iter__(self) -> Iterator[Any]:
         """The rest of the current sub-epoch. A later `for` on the same loader puts an end to an earlier one."""
-        return watched(self.batches(), sys._getframe(1)) if self.repeat else self.batches()
+        if not self.repeat:
+            return self.batches()
+        check_caller(sys._getframe(1))
+        return watched(self.batches())
 
     def batches(self) -> Generator[Any, None, None]:
         """What a `for` gives, to who passes it on to a loop of others and answers for what that makes of it."""

@@ -33,7 +33,7 @@ class _Keys(list[str]):
         return dict.fromkeys(_FIELDS).keys()
 
 
-@dataclass(frozen=True, eq=False, init=False)
+@dataclass(eq=False, init=False)
 class Batch(Mapping[str, Any]):
     """What one rank takes in one micro-step: B samples, padded at the end with silence to the longest, T.
 
