@@ -4,8 +4,8 @@ In: a ShardLoader, or what one is made of, and another framework's trainer. Out:
 users expect them, and the place in the run within its checkpoints. Each module needs its library, so that none is
 imported here:
 
-    lightning       ShardData, a LightningDataModule
-    transformers    ShardTrainerMixin, to put before Trainer; evaluation: how it evaluates
+    lightning       ShardData, a LightningDataModule; lightning_progress: Lightning's own count, brought to its place
+    transformers    ShardTrainerMixin, to put before Trainer; transformers_evaluation: how it evaluates
     accelerate      prepare(accelerator, loader)
     course          what the three share: which of the fetched batches are in the weights
 """

@@ -6,14 +6,17 @@ import inspect
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 try:
     from lightning.pytorch import LightningDataModule
+    from lightning.pytorch.utilities.model_helpers import is_overridden
 except ModuleNotFoundError as error:
     raise ImportError("shardpipe.integrations.lightning needs Lightning: pip install 'shardpipe[lightning]'") from error
 
 from shardpipe import ShardLoader
 from shardpipe.errors import ConfigError
+from shardpipe.integrations.lightning_progress import pass_length, resumed_within_an_epoch
 from shardpipe.integrations.course import Course
 from shardpipe.settings import check
 from shardpipe.store import Store
@@ -23,6 +26,7 @@ __all__ = ["ShardData"]
 _Data: TypeAlias = str | os.PathLike[str] | Store
 
 _FROM_THE_TRAINER = ("rank", "world_size")
+_BATCHING = {"batch_size", "batch_seconds"}
 _OF_TRAINING = ("sub_epochs", "resume_samples", "lanes", "transform")
 """Options that validation sets do not share."""
 
@@ -56,37 +60,35 @@ class ShardData(LightningDataModule):
         **loader_options: Any,
     ) -> None:
         super().__init__()
-        for name in _FROM_THE_TRAINER:
-            check(name, loader_options.get(name), name not in loader_options, "the trainer says it")
-        check(
-            "repeat",
-            loader_options.get("repeat"),
-            "repeat" not in loader_options,
-            "training data repeat, and no others",
-        )
+        evaluation = {name: value for name, value in loader_options.items() if name not in _OF_TRAINING}
+        if valid_options and _BATCHING & valid_options.keys():
+            evaluation = {name: value for name, value in evaluation.items() if name not in _BATCHING}
+        for options in (loader_options, valid_options or {}):
+            for name in _FROM_THE_TRAINER:
+                check(name, options.get(name), name not in options, "the trainer says it")
+            check("repeat", options.get("repeat"), "repeat" not in options, "training data repeat, and no others")
         self._data = data
         self._options = loader_options
         self._evaluated = {"valid": _by_name(valid), "test": _by_name(test)}
-        self._evaluation = {name: value for name, value in loader_options.items() if name not in _OF_TRAINING}
-        self._evaluation |= {"shuffle": False, **(valid_options or {})}
+        self._evaluation = {"shuffle": False, **evaluation, **(valid_options or {})}
         self._loaders: dict[tuple[str, str, int, int], ShardLoader] = {}
-        self._course: Course | None = None
+        self._courses: WeakKeyDictionary[Any, Course] = WeakKeyDictionary()
         self._restored: dict[str, Any] | None = None
         self._begun = False
+        """Whether the trainer has asked for the data since it was set up."""
+        self._validated_every: int | None = None
         self.valid_names = tuple(self._evaluated["valid"])
         self.test_names = tuple(self._evaluated["test"])
 
     @property
     def loader(self) -> ShardLoader:
-        """That of the training data, once the trainer has asked for it."""
-        check("loader", None, self._course is not None, "it is made when the trainer begins to fit")
-        assert self._course is not None
+        """That of the training data, of the trainer that has this."""
         return self._course.loader
 
     def setup(self, stage: str) -> None:
         if stage != "fit":
             return
-        trainer, module = self._fitting, self._fitting.lightning_module
+        trainer, module = self._its_trainer, self._its_trainer.lightning_module
         rule = "every epoch would get other batches: pack those few samples, or set limit_train_batches"
         check("overfit_batches", trainer.overfit_batches, not trainer.overfit_batches, rule)
         takes = inspect.signature(module.training_step).parameters
@@ -94,57 +96,77 @@ class ShardData(LightningDataModule):
         check("training_step", type(module).__name__, "dataloader_iter" not in takes, rule)
         # Epochs by seconds differ in length, and Lightning asks for it when it loads the data.
         trainer.reload_dataloaders_every_n_epochs = 1
+        every = trainer.val_check_interval
+        self._validated_every = every if isinstance(every, int) and trainer.check_val_every_n_epoch else None
         self._restored, self._begun = None, False
-        if not trainer.fit_loop.epoch_progress.total.ready:
-            self.teardown(stage)
-            self._course = None
 
     def train_dataloader(self) -> _Pass:
-        trainer = self._fitting
-        if self._course is None:
-            rank, world_size = _ranks(trainer)
-            loader = ShardLoader(self._data, rank=rank, world_size=world_size, **self._options)
-            self._course = Course(loader, rank=rank, world_size=world_size)
-        course, state = self._course, self._restored
+        trainer, course, state = self._its_trainer, self._course, self._restored
         limit = trainer.limit_train_batches
         if isinstance(limit, float) and limit < 1 and (batches := int(len(course.loader) * limit)):
             # Of what is left of an epoch it would be less and less.
             trainer.limit_train_batches = batches
         if state is not None:
             course.restore(state)
-        elif trainer.ckpt_path is not None and not self._begun and not self._options.get("resume_samples"):
+        elif not self._begun and trainer.ckpt_path is not None and not self._options.get("resume_samples"):
+            rule = f"{type(self).__name__} has saved no place there"
             fix = "Resume from another one, or give resume_samples=, the samples that its run had consumed."
-            raise ConfigError("ckpt_path", str(trainer.ckpt_path), "ShardData has saved no place there", fix=fix)
-        if state is None or not _resumed_within_an_epoch(trainer, course):
-            stay = bool(trainer.strategy.handles_gradient_accumulation)
+            raise ConfigError("ckpt_path", str(trainer.ckpt_path), rule, fix=fix)
+        if state is None or not resumed_within_an_epoch(trainer, course):
+            by_hand = not trainer.lightning_module.automatic_optimization
+            if by_hand and course.steps == trainer.global_step and course.passes and self._begun:
+                rule = "no step was taken in a whole epoch, by which the place in the run is told"
+                raise ConfigError("optimizers", None, rule, fix="Step once an epoch at least, by self.optimizers().")
+            stay = by_hand or bool(trainer.strategy.handles_gradient_accumulation)
             course.begin_pass(trainer.global_step, gradients_stay=stay)
+        length = pass_length(trainer, course)
+        if self._validated_every is not None and (self._begun or state is not None):
+            # Where an epoch is shorter than that, its end is what is left to validate at.
+            trainer.val_check_interval = max(1, min(self._validated_every, length))
         self._restored, self._begun = None, True
-        return _Pass(course, trainer)
+        return _Pass(course, trainer, length)
 
-    def val_dataloader(self) -> list[ShardLoader]:
-        return self._evaluation_loaders("valid")
+    def val_dataloader(self) -> Any:
+        return self._evaluation_loaders("valid", "val_dataloader")
 
-    def test_dataloader(self) -> list[ShardLoader]:
-        return self._evaluation_loaders("test")
+    def test_dataloader(self) -> Any:
+        return self._evaluation_loaders("test", "test_dataloader")
 
     def state_dict(self) -> dict[str, Any]:
-        return self._restored or {} if self._course is None else self._course.state(self._fitting.global_step)
+        trainer = self._its_trainer
+        if trainer.state.fn != "fit":
+            return self._restored or {}
+        return self._course.state(trainer.global_step)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict
 
     def teardown(self, stage: str) -> None:
-        if stage == "fit" and self._course is not None:
+        if stage == "fit":
             self._course.close()
 
     @property
-    def _fitting(self) -> Any:
+    def _its_trainer(self) -> Any:
         """The trainer, whose types leave out much of what it documents."""
-        assert self.trainer is not None
+        rule = "it is not there yet: give ShardData itself to the trainer, fit(model, data), not what it loads from"
+        check("trainer", None, self.trainer is not None, rule)
         return self.trainer
 
-    def _evaluation_loaders(self, purpose: str) -> list[ShardLoader]:
-        rank, world_size = _ranks(self._fitting)
+    @property
+    def _course(self) -> Course:
+        """The run of this trainer: another one begins anew."""
+        trainer = self._its_trainer
+        if trainer not in self._courses:
+            rank, world_size = _ranks(trainer)
+            loader = ShardLoader(self._data, rank=rank, world_size=world_size, **self._options)
+            self._courses[trainer] = Course(loader, rank=rank, world_size=world_size)
+        return self._courses[trainer]
+
+    def _evaluation_loaders(self, purpose: str, hook: str) -> Any:
+        trainer = self._its_trainer
+        if not self._evaluated[purpose] and is_overridden(hook, trainer.lightning_module):
+            return getattr(trainer.lightning_module, hook)()
+        rank, world_size = _ranks(trainer)
         loaders = []
         for name, data in self._evaluated[purpose].items():
             this = (purpose, name, rank, world_size)
@@ -158,10 +180,10 @@ class ShardData(LightningDataModule):
 class _Pass:
     """An epoch of Lightning's."""
 
-    def __init__(self, course: Course, trainer: Any) -> None:
+    def __init__(self, course: Course, trainer: Any, length: int) -> None:
         self._course = course
         self._trainer = trainer
-        self._length = _length(trainer, course)
+        self._length = length
 
     def __len__(self) -> int:
         return self._length
@@ -178,42 +200,6 @@ class _Pass:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
-
-
-def _length(trainer: Any, course: Course) -> int:
-    """Batches of this epoch of Lightning's, those that are done among them."""
-    length, limit = course.batches + course.left(), trainer.limit_train_batches
-    return length if isinstance(limit, float) else min(length, int(limit))
-
-
-def _resumed_within_an_epoch(trainer: Any, course: Course) -> bool:
-    """Whether the checkpoint was saved within an epoch of Lightning's. Its progress is made that of the course: it may
-    count batches whose gradients were lost, or those of another number of processes, and would end the epoch early.
-    """
-    fit, loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
-    epoch, batches = fit.epoch_progress, loop.batch_progress
-    # A validation that was cut short begins anew, for its loaders do.
-    loop.val_loop.batch_progress.current.reset()
-    more = course.batches < _length(trainer, course)
-    if epoch.current.processed == epoch.current.ready:
-        if not (more and course.batches):
-            # With max_steps, Lightning would take the finished epoch for one to go on with.
-            epoch.total.completed, epoch.current.completed = epoch.total.processed, epoch.current.processed
-            loop.restarting = False
-            return False
-        # max_steps has cut it short, and more of them are wanted now.
-        for progress in (epoch.total, epoch.current):
-            progress.processed = progress.completed = progress.ready - 1
-        fit.restarting = True
-    ready, completed = batches.current.ready, batches.current.completed
-    agrees = ready == batches.current.processed == course.batches and completed in (ready, ready - 1)
-    if not (more and agrees):
-        batches.total.ready += course.batches - ready
-        batches.current.ready = course.batches
-        for progress in (batches.total, batches.current):
-            progress.started = progress.processed = progress.completed = progress.ready
-    batches.is_last_batch = not more
-    return True
 
 
 def _ranks(trainer: Any) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from shardpipe import ShardLoader
 from shardpipe.errors import ConfigError
 from shardpipe.integrations.accelerate import PreparedLoader
 from shardpipe.integrations.course import Course
-from shardpipe.integrations.evaluation import EvaluationMixin, check_ranks
+from shardpipe.integrations.transformers_evaluation import EvaluationMixin, check_ranks
 from shardpipe.settings import check
 
 __all__ = ["ShardTrainerMixin"]
