@@ -106,7 +106,6 @@ class PreparedLoader(DataLoaderStateMixin, NoDataLoader):  # type: ignore[misc]
         try:
             if course is not None:
                 course.begin_pass(self._steps, gradients_stay=True)
-            began = self._steps
             # One ahead, to know the last one.
             batches = iter(self.loader.batches() if course is None else course.fetch())
             batch = next(batches, _END)
@@ -122,7 +121,9 @@ class PreparedLoader(DataLoaderStateMixin, NoDataLoader):  # type: ignore[misc]
                 batch = following
         finally:
             self.end()
-        if course is not None and given and self._steps == began:
+        if course is not None:
+            course.settle(self._steps)
+        if course is not None and given and not course.stepped:
             rule = "no torch optimizer took a step in a whole pass, by which the place in the run is told"
             raise ConfigError("optimizer", self.optimizer, rule, fix="Only to look at data, use repeat=False.")
 

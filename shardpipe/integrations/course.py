@@ -65,6 +65,7 @@ class Course:
         """Passes begun so far."""
         self.steps = 0
         """Steps that the optimizer had taken when that was last said."""
+        self._steps_before = 0
         self._stream: Generator[Any, None, None] | None = None
         self._fetched: deque[_Mark] = deque()
         self._current = self._trained = _Mark(loader.state_dict(), 0)
@@ -82,6 +83,11 @@ class Course:
         """Samples of the run that are in the weights, as far as is known."""
         return int(self._trained.state["consumed_samples"])
 
+    @property
+    def stepped(self) -> bool:
+        """Whether the optimizer has taken a step since the pass began, as far as is known."""
+        return self.steps != self._steps_before
+
     def begin_pass(self, steps: int, *, gradients_stay: bool) -> None:
         """Another pass begins: behind the last batch trained on if its gradients are still there, else behind the last
         one that is in the weights."""
@@ -92,6 +98,7 @@ class Course:
         elif self._place != self._began:
             self.close()
         self.passes += 1
+        self._steps_before = steps
         self._current = _Mark(since.state, 0)
         self._trained = self._current if self._trained is since else _Mark(self._trained.state, 0)
         self._began, self.is_over = self._place, False
@@ -99,7 +106,7 @@ class Course:
     def begin_run(self) -> None:
         """The first pass of another run, whose optimizer has taken no step, behind what is in the weights."""
         self.begin_pass(self.steps, gradients_stay=False)
-        self.passes, self.steps = 1, 0
+        self.passes, self.steps, self._steps_before = 1, 0, 0
 
     def left(self) -> int:
         """Batches that the pass has still to give: those that its sub-epoch holds."""
@@ -174,7 +181,7 @@ class Course:
             raise ConfigError("state", state, f"it is none ({error})", fix="Resume from another checkpoint.") from error
         check("state", saved.format, saved.format == _FORMAT, "another version of shardpipe has saved it")
         self._go_to(saved.loader)
-        self.passes, self.steps = saved.passes, saved.steps
+        self.passes, self.steps, self._steps_before = saved.passes, saved.steps, saved.steps
         self._current = self._trained = _Mark(saved.loader, -(-saved.batches * saved.world_size // self.world_size))
         self.is_over = saved.ended or (saved.batches > 0 and self._place != saved.began)
         self._began = saved.began if saved.batches else self._place

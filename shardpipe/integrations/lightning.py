@@ -10,14 +10,15 @@ from weakref import WeakKeyDictionary
 
 try:
     from lightning.pytorch import LightningDataModule
+    from lightning.pytorch.callbacks import GradientAccumulationScheduler
     from lightning.pytorch.utilities.model_helpers import is_overridden
 except ModuleNotFoundError as error:
     raise ImportError("shardpipe.integrations.lightning needs Lightning: pip install 'shardpipe[lightning]'") from error
 
 from shardpipe import ShardLoader
 from shardpipe.errors import ConfigError
-from shardpipe.integrations.lightning_progress import pass_length, resumed_within_an_epoch
 from shardpipe.integrations.course import Course
+from shardpipe.integrations.lightning_progress import pass_length, resumed_within_an_epoch
 from shardpipe.settings import check
 from shardpipe.store import Store
 
@@ -114,7 +115,8 @@ class ShardData(LightningDataModule):
             raise ConfigError("ckpt_path", str(trainer.ckpt_path), rule, fix=fix)
         if state is None or not resumed_within_an_epoch(trainer, course):
             by_hand = not trainer.lightning_module.automatic_optimization
-            if by_hand and course.steps == trainer.global_step and course.passes and self._begun:
+            course.settle(trainer.global_step)
+            if by_hand and self._begun and not course.stepped:
                 rule = "no step was taken in a whole epoch, by which the place in the run is told"
                 raise ConfigError("optimizers", None, rule, fix="Step once an epoch at least, by self.optimizers().")
             stay = by_hand or bool(trainer.strategy.handles_gradient_accumulation)
@@ -189,6 +191,9 @@ class _Pass:
         return self._length
 
     def __iter__(self) -> Iterator[Any]:
+        for callback in self._trainer.callbacks:
+            if isinstance(callback, GradientAccumulationScheduler):
+                callback.on_train_epoch_start(self._trainer)  # which Lightning leaves out where it goes on in an epoch
         for batch in self._course.fetch():
             self._course.train(self._trainer.global_step)
             yield batch

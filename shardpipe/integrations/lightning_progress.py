@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
-
 from shardpipe.integrations.course import Course
 
 __all__ = ["pass_length", "resumed_within_an_epoch"]
@@ -38,24 +36,23 @@ def resumed_within_an_epoch(trainer: Any, course: Course) -> bool:
             progress.processed = progress.completed = progress.ready - 1
         fit.restarting = True
     done, total, now = course.batches, batches.total, batches.current
+    # Saved as the batch ended, before Lightning had counted it and validated.
     ending = now.ready == done == now.completed + 1
-    """Saved as the batch ended, before Lightning has counted it and validated."""
     agrees = now.ready == now.processed == done and (ending or now.completed == done)
     agrees &= total.ready == total.started == total.processed == total.completed + ending
     if not (more and agrees):
-        total.ready += done - now.ready
+        if epoch.current.started == epoch.current.ready:  # else its batches are still those of the epoch before
+            total.ready += done - now.ready
         now.ready = done
         for progress in (total, now):
             progress.started = progress.processed = progress.completed = progress.ready
     batches.is_last_batch = not more
-    if ending and _validates(trainer, now.ready, total.ready, length):
-        # As if it had been begun: Lightning would skip it.
-        validation = loop.val_loop.batch_progress.total
+    validation = loop.val_loop.batch_progress.total
+    due = ending and _validates(trainer, now.ready, total.ready, length)
+    if due or validation.ready != validation.completed:
+        # As a validation that was cut short: others, Lightning would skip.
         validation.ready = validation.started = validation.completed + 1
         validation.processed = validation.completed
-    for callback in trainer.callbacks:
-        if isinstance(callback, GradientAccumulationScheduler):
-            callback.on_train_epoch_start(trainer)  # which Lightning does at an epoch's start alone
     return True
 
 
