@@ -12,7 +12,7 @@ from shardpipe.integrations.accelerate import prepare
 
 EPOCHS, SAVE_STEPS = 2, 5
 train, valid, out = sys.argv[1], sys.argv[2], Path(sys.argv[3])
-accelerator = Accelerator(gradient_accumulation_steps=4)
+accelerator = Accelerator(cpu=not torch.cuda.is_available(), gradient_accumulation_steps=4)
 torch.manual_seed(1)
 model = CTC()
 model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=1e-3))

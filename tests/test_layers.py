@@ -24,6 +24,7 @@ TESTS = Path(__file__).parent
 LAYERS = [
     {"cli"},
     {"demo"},
+    {"integrations"},
     {"train"},
     {"loading"},
     {"cache", "pack"},
@@ -47,7 +48,13 @@ ONLY_IN = {
     "botocore": {"store"},
     "aiohttp": {"store"},
     "pyarrow": {"dataset", "pack"},
-    "torch": {"loading.making", "loading.loader", "loading.feed", "loading.ranks", "train", "cli.examining.machine"},
+    "torch": {
+        *("loading.making", "loading.loader", "loading.feed", "loading.ranks", "loading.callers"),
+        *("train", "integrations", "cli.examining.machine"),
+    },
+    "lightning": {"integrations.lightning", "integrations.lightning_progress"},
+    "transformers": {"integrations.transformers"},
+    "accelerate": {"integrations.accelerate", "integrations.transformers_evaluation"},
     "torchaudio": {"train.task"},
     "soxr": {"audio"},
     "tensorboard": {"train.logs"},
@@ -77,7 +84,7 @@ TRAIN_MAY_IMPORT = {
     "store": {"Count", "flush", "only_local", "parsed", "put_in_place", "write_file", "writing"},
 }
 """And errors, settings and the root: its data come by `from shardpipe import ShardLoader`, as anybody's do."""
-KNOW_THE_ROOT = {"train", "demo", "cli"}
+KNOW_THE_ROOT = {"train", "integrations", "demo", "cli"}
 """What stands above the loader; to all others the root leads upwards."""
 ENTRY_POINTS = {"train.cli"}
 

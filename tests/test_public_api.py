@@ -50,7 +50,8 @@ def test_the_loader_takes() -> None:
 def test_the_loader_offers() -> None:
     offered = {name for name in dir(shardpipe.ShardLoader) if not name.startswith("_")}
     assert offered == {
-        *("batches_left", "consumed_samples", "epoch", "load_state_dict", "num_samples", "sample_rate", "state_dict"),
+        *("batches", "batches_left", "consumed_samples", "dataset", "default_ranks", "epoch", "lengths"),
+        *("load_state_dict", "num_excluded", "num_samples", "repeat", "sample_rate", "state_dict"),
         *("sub_epoch", "texts"),
     }
 

@@ -13,7 +13,7 @@ try:
     from accelerate import Accelerator
     from accelerate.data_loader import DataLoaderStateMixin
     from accelerate.state import GradientState
-    from accelerate.utils import send_to_device
+    from accelerate.utils import get_int_from_env, send_to_device
 except ModuleNotFoundError as error:
     raise ImportError(
         "shardpipe.integrations.accelerate needs Accelerate: pip install 'shardpipe[accelerate]'"
@@ -39,15 +39,20 @@ def prepare(accelerator: Accelerator, loader: ShardLoader, optimizer: Optimizer 
 
     optimizer: the one whose steps are meant, where several loaders are trained on; else they may be any optimizer's.
 
-    Raises ConfigError for an accelerator that splits batches or dispatches them, as every process makes its own, and
-    for a second loader to train on if it was not said for each which optimizer trains on it. A loop raises ConfigError
-    after a whole pass without a step, RuntimeError if it goes on after another one has begun or a state was loaded.
+    Raises ConfigError for an accelerator that splits batches or dispatches them, as every process makes its own, for
+    one that does not know of the other processes, and for a second loader to train on if it was not said for each which
+    optimizer trains on it. A loop raises ConfigError after a whole pass without a step, RuntimeError if it goes on after
+    another one has begun or a state was loaded.
     """
     check("loader", loader, isinstance(loader, ShardLoader), "it must be a ShardLoader")
     config = accelerator.dataloader_config
     rule = "every process makes its own batches: leave it out"
     check("split_batches", config.split_batches, not config.split_batches, rule)
     check("dispatch_batches", config.dispatch_batches, not config.dispatch_batches, rule)
+    launched, rule = get_int_from_env(["WORLD_SIZE"], 1), "it takes this process for the only one, of several launched"
+    fix = "Without a GPU, give Accelerator(cpu=True)."
+    if launched > 1 and accelerator.num_processes == 1:
+        raise ConfigError("num_processes", accelerator.num_processes, rule, fix=fix)
     prepared = PreparedLoader(accelerator, loader, getattr(optimizer, "optimizer", optimizer))
     if loader.repeat:
         others = [other for other in accelerator._custom_objects if isinstance(other, PreparedLoader)]

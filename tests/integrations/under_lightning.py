@@ -115,7 +115,7 @@ def fit(
         **options,
     )
     model = Model(out)
-    trainer.fit(model, shards, ckpt_path=resume, weights_only=None if resume is None else True)
+    trainer.fit(model, shards, ckpt_path=resume)
     if trainer.is_global_zero:
         torch.save(model.net.state_dict(), Path(out) / "weights.pt")
 

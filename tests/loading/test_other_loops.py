@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch.utils.data import DataLoader, IterableDataset, default_convert
 
 from shardpipe import Batch, Place, Sample, ShardLoader
@@ -215,11 +216,17 @@ def test_a_batch_is_a_mapping(data: Path) -> None:
         assert made.audio is batch.audio
     with pytest.raises(TypeError, match="a Batch has the fields audio, lengths"):
         Batch({"audio": batch.audio})
-    with pytest.raises(AttributeError):
-        batch.audio = batch.lengths  # type: ignore[misc]
     assert batch == batch
     assert batch != copy.copy(batch)
     assert len({batch, batch}) == 1
+
+
+def test_a_batch_is_cast_as_lightning_does(data: Path) -> None:
+    batch = batch_of(data)
+    cast = apply_to_collection(batch, torch.Tensor, lambda tensor: tensor.to(torch.bfloat16))
+    assert cast.audio.dtype == cast.weights.dtype == torch.bfloat16
+    assert batch.audio.dtype == torch.float32
+    assert (cast.keys, cast.state, list(cast)) == (batch.keys, batch.state, FIELDS)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,205 @@
+"""The plain loader where an integration belongs: right, or one error that names it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integrations.runs import ROOT
+from tests.speech import pack_speech
+
+START = """
+import sys
+import torch
+from shardpipe import ShardLoader
+from shardpipe.errors import ConfigError
+
+data = sys.argv[1]
+options = {"batch_size": 4, "window": 8, "lanes": 2}
+loader = ShardLoader(data, **options)
+
+
+def refused(function, *errors):
+    try:
+        function()
+    except (errors or (ConfigError,)) as error:
+        print("refused:", error)
+    else:
+        raise AssertionError("it was not refused")
+"""
+LIGHTNING = """
+import lightning
+from shardpipe.integrations.lightning import ShardData
+
+seen = []
+
+
+class Model(lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch.audio[:, :1]).mean()
+
+    def validation_step(self, batch, batch_idx):
+        seen.extend(batch.keys)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class ByIterator(Model):
+    def training_step(self, dataloader_iter):
+        return super().training_step(next(dataloader_iter)[0], 0)
+
+
+def trainer(**more):
+    return lightning.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False,
+                             default_root_dir=sys.argv[2], **{"enable_checkpointing": False, **more})
+
+
+refused(lambda: trainer().fit(Model(), loader))
+refused(lambda: trainer().fit(Model(), ShardData(data, **options), val_dataloaders=loader), Exception)
+refused(lambda: trainer().validate(Model(), loader))
+refused(lambda: trainer(overfit_batches=2).fit(Model(), ShardData(data, **options)))
+refused(lambda: trainer().fit(ByIterator(), ShardData(data, **options)))
+refused(lambda: ShardData(data, rank=0, world_size=2, **options))
+refused(lambda: ShardData(data, repeat=False, **options))
+refused(lambda: ShardData(data, **options).train_dataloader())
+trainer(num_sanity_val_steps=0).validate(Model(), ShardLoader(data, repeat=False, batch_size=4), verbose=False)
+assert len(seen) == len(set(seen)) == 20
+first = trainer(enable_checkpointing=True)
+first.fit(Model(), ShardData(data, **options))
+saved = torch.load(first.checkpoint_callback.best_model_path, weights_only=True)
+del saved["ShardData"]
+torch.save(saved, sys.argv[2] + "/without.ckpt")
+refused(lambda: trainer().fit(Model(), ShardData(data, **options), ckpt_path=sys.argv[2] + "/without.ckpt"))
+"""
+LIGHTNING_SAYS = [
+    "Train by shardpipe.integrations.lightning.ShardData(data, ...)",
+    "",
+    "make the loader with repeat=False",
+    "overfit_batches is 2",
+    "it fetches ahead",
+    "rank is 0, but the trainer says it",
+    "repeat is False",
+    "give ShardData itself to the trainer",
+    "ShardData has saved no place there",
+]
+TRANSFORMERS = """
+from transformers import Trainer, TrainingArguments
+from shardpipe.integrations.transformers import ShardTrainerMixin
+
+
+class Sharded(ShardTrainerMixin, Trainer):
+    pass
+
+
+class Plain(Trainer):
+    def get_train_dataloader(self):
+        return loader
+
+
+class Model(torch.nn.Linear):
+    def forward(self, audio, **_):
+        return {"loss": super().forward(audio[:, :1]).mean()}
+
+
+def arguments(**more):
+    return TrainingArguments(sys.argv[2], max_steps=2, use_cpu=True, report_to="none", disable_tqdm=True, **more)
+
+
+plain = arguments(remove_unused_columns=False)
+whole = ShardLoader(data, repeat=False, batch_size=4)
+refused(lambda: Trainer(Model(1, 1), plain, train_dataset=loader).train(), TypeError)
+refused(lambda: Plain(Model(1, 1), plain).train())
+refused(lambda: Sharded(Model(1, 1), plain, train_dataset=[1]))
+refused(lambda: Sharded(Model(1, 1), arguments(auto_find_batch_size=True), train_loader=loader))
+refused(lambda: Sharded(Model(1, 1), plain, eval_loader=loader))
+refused(lambda: Sharded(Model(1, 1), plain, train_loader=whole))
+refused(lambda: Sharded(Model(1, 1), plain).train())
+Sharded(Model(1, 1), plain, train_loader=ShardLoader(data, **options)).train()
+open(sys.argv[2] + "/trainer_state.json", "w").write("{}")
+trainer = Sharded(Model(1, 1), plain, train_loader=ShardLoader(data, **options))
+refused(lambda: trainer._inner_training_loop(resume_from_checkpoint=sys.argv[2]))
+"""
+TRANSFORMERS_SAYS = [
+    "see shardpipe.integrations",
+    "Train by shardpipe.integrations.transformers.ShardTrainerMixin",
+    "batches come from train_loader",
+    "auto_find_batch_size",
+    "make eval_loader with repeat=False",
+    "training goes on where it was",
+    "it must be given to train",
+    "hold the place of its data",
+]
+ACCELERATE = """
+import warnings
+from accelerate import Accelerator, DataLoaderConfiguration
+from shardpipe.integrations.accelerate import prepare
+
+accelerator = Accelerator(cpu=True, gradient_accumulation_steps=3)
+model, optimizer = accelerator.prepare(torch.nn.Linear(1, 1), torch.optim.SGD([torch.zeros(1)], lr=1.0))
+
+
+def accumulate(batches):
+    for _ in batches:
+        with accelerator.accumulate(model):
+            pass
+
+
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    refused(lambda: accumulate(accelerator.prepare(loader)))
+print("refused:", *(warning.message for warning in told))
+refused(lambda: accelerator.skip_first_batches(loader, 2), AttributeError)
+refused(lambda: accelerator.prepare_data_loader(loader), AttributeError)
+refused(lambda: accumulate(prepare(accelerator, ShardLoader(data, **options))))
+refused(lambda: prepare(accelerator, ShardLoader(data, **options)))
+refused(lambda: prepare(accelerator, data))
+refused(lambda: prepare(accelerator, ShardLoader(data, repeat=False, batch_size=4)).state_dict())
+splitting = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(split_batches=True))
+refused(lambda: prepare(splitting, loader))
+"""
+ACCELERATE_SAYS = [
+    "nothing tells it where an epoch of this loader ends",
+    "its save_state will not hold the place of this loader",
+    "it goes on by itself where its state was taken",
+    "shardpipe.integrations.accelerate.prepare(accelerator, loader)",
+    "no torch optimizer took a step in a whole pass",
+    "several loaders are trained on",
+    "it must be a ShardLoader",
+    "every pass begins anew, and has no state",
+    "split_batches is True",
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pack_speech(tmp_path_factory.mktemp("misuse"), 20, seconds=(0.05, 0.1))
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [(LIGHTNING, LIGHTNING_SAYS), (TRANSFORMERS, TRANSFORMERS_SAYS), (ACCELERATE, ACCELERATE_SAYS)],
+    ids=["lightning", "transformers", "accelerate"],
+)
+def test_one_clear_error(data: Path, tmp_path: Path, script: str, expected: list[str]) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", START + script, str(data), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-4000:]
+    said = [line for line in done.stdout.splitlines() if line.startswith("refused:")]
+    for line, part in zip(said, expected, strict=True):
+        assert part in line
+
+
+@pytest.mark.parametrize("name", ["lightning", "transformers", "accelerate"])
+def test_a_missing_library_is_one_line_that_says_what_to_install(name: str) -> None:
+    code = f"import sys; sys.modules[{name!r}] = None\nimport shardpipe.integrations.{name}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert done.returncode != 0
+    assert f"pip install 'shardpipe[{name}]'" in done.stderr.splitlines()[-1]
