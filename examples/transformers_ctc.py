@@ -26,6 +26,7 @@ arguments = TrainingArguments(
     save_steps=5,
     eval_strategy="epoch",
     report_to="none",
+    use_cpu=not torch.cuda.is_available(),
 )
 trainer = ShardTrainer(
     CTC(),

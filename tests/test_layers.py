@@ -54,7 +54,7 @@ ONLY_IN = {
     },
     "lightning": {"integrations.lightning", "integrations.lightning_progress"},
     "transformers": {"integrations.transformers"},
-    "accelerate": {"integrations.accelerate", "integrations.transformers_evaluation"},
+    "accelerate": {"integrations.accelerate", "integrations.transformers", "integrations.transformers_evaluation"},
     "torchaudio": {"train.task"},
     "soxr": {"audio"},
     "tensorboard": {"train.logs"},

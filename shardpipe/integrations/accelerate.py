@@ -21,7 +21,7 @@ except ModuleNotFoundError as error:
 
 from shardpipe import ShardLoader
 from shardpipe.errors import ConfigError
-from shardpipe.integrations.course import Course
+from shardpipe.integrations.course import Course, check_launched
 from shardpipe.loading import NoDataLoader, check_caller
 from shardpipe.settings import check
 
@@ -41,18 +41,16 @@ def prepare(accelerator: Accelerator, loader: ShardLoader, optimizer: Optimizer 
 
     Raises ConfigError for an accelerator that splits batches or dispatches them, as every process makes its own, for
     one that does not know of the other processes, and for a second loader to train on if it was not said for each which
-    optimizer trains on it. A loop raises ConfigError after a whole pass without a step, RuntimeError if it goes on after
-    another one has begun or a state was loaded.
+    optimizer trains on it. A loop raises ConfigError after a whole pass without a step, and RuntimeError if it goes on
+    after another one has begun or a state was loaded.
     """
     check("loader", loader, isinstance(loader, ShardLoader), "it must be a ShardLoader")
     config = accelerator.dataloader_config
     rule = "every process makes its own batches: leave it out"
     check("split_batches", config.split_batches, not config.split_batches, rule)
     check("dispatch_batches", config.dispatch_batches, not config.dispatch_batches, rule)
-    launched, rule = get_int_from_env(["WORLD_SIZE"], 1), "it takes this process for the only one, of several launched"
-    fix = "Without a GPU, give Accelerator(cpu=True)."
-    if launched > 1 and accelerator.num_processes == 1:
-        raise ConfigError("num_processes", accelerator.num_processes, rule, fix=fix)
+    launched = get_int_from_env(["WORLD_SIZE"], 1)
+    check_launched(launched, accelerator.num_processes, "Without a GPU, give Accelerator(cpu=True).")
     prepared = PreparedLoader(accelerator, loader, getattr(optimizer, "optimizer", optimizer))
     if loader.repeat:
         others = [other for other in accelerator._custom_objects if isinstance(other, PreparedLoader)]

@@ -23,7 +23,7 @@ from shardpipe.order import STEP, hash_key
 from shardpipe.settings import check
 from shardpipe.store import converted
 
-__all__ = ["Course"]
+__all__ = ["Course", "check_launched"]
 
 _FORMAT = 1
 
@@ -200,3 +200,10 @@ class Course:
         self.close()
         self._fetched.clear()
         self.loader.load_state_dict(state)
+
+
+def check_launched(launched: int, known: int, fix: str) -> None:
+    """Raises ConfigError where a framework takes this process for the only one, and a launcher has started several."""
+    if launched > 1 and known == 1:
+        rule = f"{launched} processes were launched, and each would train on all data by itself"
+        raise ConfigError("world_size", known, rule, fix=fix)

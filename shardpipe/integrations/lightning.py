@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 try:
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
     from lightning.pytorch import LightningDataModule
     from lightning.pytorch.callbacks import GradientAccumulationScheduler
     from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -17,7 +18,7 @@ except ModuleNotFoundError as error:
 
 from shardpipe import ShardLoader
 from shardpipe.errors import ConfigError
-from shardpipe.integrations.course import Course
+from shardpipe.integrations.course import Course, check_launched
 from shardpipe.integrations.lightning_progress import pass_length, resumed_within_an_epoch
 from shardpipe.settings import check
 from shardpipe.store import Store
@@ -209,7 +210,12 @@ class _Pass:
 
 def _ranks(trainer: Any) -> tuple[int, int]:
     found = trainer.distributed_sampler_kwargs
-    return (0, 1) if found is None else (int(found["rank"]), int(found["num_replicas"]))
+    if found is not None:
+        return int(found["rank"]), int(found["num_replicas"])
+    if TorchElasticEnvironment.detect():
+        launched = TorchElasticEnvironment().world_size()
+        check_launched(launched, 1, f'Give Trainer(devices=..., strategy="ddp"), devices that make {launched}.')
+    return 0, 1
 
 
 def _by_name(data: _Data | Mapping[str, _Data] | None) -> dict[str, _Data]:

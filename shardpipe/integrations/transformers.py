@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 try:
+    from accelerate.utils import get_int_from_env
     from transformers import TrainerCallback
     from transformers.trainer_callback import ExportableState
 except ModuleNotFoundError as error:
@@ -18,7 +19,7 @@ except ModuleNotFoundError as error:
 from shardpipe import ShardLoader
 from shardpipe.errors import ConfigError
 from shardpipe.integrations.accelerate import PreparedLoader
-from shardpipe.integrations.course import Course
+from shardpipe.integrations.course import Course, check_launched
 from shardpipe.integrations.transformers_evaluation import EvaluationMixin, check_ranks
 from shardpipe.settings import check
 
@@ -63,6 +64,8 @@ class ShardTrainerMixin(EvaluationMixin):
         check("(model, args, ...)", len(args), len(args) <= 2, "all but model and args are given by name")
         super().__init__(*args, eval_loader=eval_loader, **kwargs)
         trainer = self._trainer
+        launched = get_int_from_env(["WORLD_SIZE"], 1)
+        check_launched(launched, trainer.args.world_size, "Without a GPU, give TrainingArguments(use_cpu=True).")
         rule = "it would change the size of batches that the loader plans"
         check("auto_find_batch_size", True, not trainer.args.auto_find_batch_size, rule)
         # Nothing is to be skipped: the loader begins where it is to go on.

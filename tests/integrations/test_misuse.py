@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.integrations.runs import ROOT
 from tests.speech import pack_speech
@@ -195,6 +198,28 @@ def test_one_clear_error(data: Path, tmp_path: Path, script: str, expected: list
     said = [line for line in done.stdout.splitlines() if line.startswith("refused:")]
     for line, part in zip(said, expected, strict=True):
         assert part in line
+
+
+ALONE = {
+    "lightning": "trainer().fit(Model(), ShardData(data, **options))",
+    "transformers": "Sharded(Model(1, 1), TrainingArguments(sys.argv[2], report_to='none'), train_loader=loader)",
+    "accelerate": "prepare(Accelerator(), loader)",
+}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="frameworks find their GPUs")
+@pytest.mark.parametrize("name", ALONE)
+def test_processes_that_do_not_know_of_each_other(data: Path, tmp_path: Path, name: str) -> None:
+    """As torchrun's without a GPU, unless the framework is told that there is none."""
+    script = {"lightning": LIGHTNING, "transformers": TRANSFORMERS, "accelerate": ACCELERATE}[name]
+    defined = script[: re.search(r"^(refused|plain|accelerator)\b", script, re.MULTILINE).start()]  # type: ignore[union-attr]
+    (tmp_path / "script.py").write_text(START + defined + f"refused(lambda: {ALONE[name]})\n")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, str(tmp_path / "script.py"), str(data), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count("2 processes were launched, and each would train on all data by itself") == 2
 
 
 @pytest.mark.parametrize("name", ["lightning", "transformers", "accelerate"])
