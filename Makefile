@@ -8,6 +8,7 @@ PIP_INSTALL := -m pip install --disable-pip-version-check --progress-bar off --q
 PIP := $(BIN)/python $(PIP_INSTALL)
 OLDEST := .venv-oldest
 BARE := .venv-bare
+OLDEST_LOOPS := $(shell sed -n '/^dev/,/^]/s/.*"\(accelerate\|lightning\|transformers\)>=\([0-9.]*\)".*/\1==\2.0/p' pyproject.toml)
 OLDEST_TORCH := $(shell sed -n 's/.*"torch>=\([0-9.]*\)".*/\1/p' pyproject.toml)
 
 .PHONY: demo test test-oldest test-bare bench bench-env clean help
@@ -25,7 +26,7 @@ test: $(VENV)/installed-dev
 	$(BIN)/mypy tools
 	$(BIN)/pytest -n auto --dist worksteal
 
-# The same tests with the oldest torch that pyproject.toml admits.
+# The same tests with the oldest torch that pyproject.toml admits, and the oldest of those whose loops are tried.
 test-oldest: $(OLDEST)/installed
 	$(OLDEST)/bin/pytest -n auto --dist worksteal
 
@@ -64,9 +65,9 @@ $(VENV)/installed-dev: pyproject.toml | $(BIN)/python
 	@touch $(VENV)/installed $@
 
 $(OLDEST)/installed: pyproject.toml | $(BIN)/python
-	@echo "Installing shardpipe and its tests with torch $(OLDEST_TORCH) (a few GB, once)."
+	@echo "Installing shardpipe and its tests with torch $(OLDEST_TORCH), $(OLDEST_LOOPS) (a few GB, once)."
 	$(BIN)/python -m venv $(OLDEST)
-	$(OLDEST)/bin/python $(PIP_INSTALL) --editable '.[dev,train]' 'torch==$(OLDEST_TORCH).*' 'torchaudio==$(OLDEST_TORCH).*'
+	$(OLDEST)/bin/python $(PIP_INSTALL) --editable '.[dev,train]' 'torch==$(OLDEST_TORCH).*' 'torchaudio==$(OLDEST_TORCH).*' $(OLDEST_LOOPS)
 	@touch $@
 
 $(VENV)/installed-bench: $(VENV)/installed-dev

@@ -75,6 +75,8 @@ class ShardData(LightningDataModule):
         self._evaluation = {"shuffle": False, **evaluation, **(valid_options or {})}
         self._loaders: dict[tuple[str, str, int, int], ShardLoader] = {}
         self._courses: WeakKeyDictionary[Any, Course] = WeakKeyDictionary()
+        self._settings: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
+        """What trainers had of the settings that are changed while they fit."""
         self._restored: dict[str, Any] | None = None
         self._begun = False
         """Whether the trainer has asked for the data since it was set up."""
@@ -96,8 +98,9 @@ class ShardData(LightningDataModule):
         takes = inspect.signature(module.training_step).parameters
         rule = "it fetches ahead, and nobody could tell which batches are trained on: take a batch"
         check("training_step", type(module).__name__, "dataloader_iter" not in takes, rule)
+        self._restore_settings()
         # Epochs by seconds differ in length, and Lightning asks for it when it loads the data.
-        trainer.reload_dataloaders_every_n_epochs = 1
+        self._set("reload_dataloaders_every_n_epochs", 1)
         every = trainer.val_check_interval
         self._validated_every = every if isinstance(every, int) and trainer.check_val_every_n_epoch else None
         self._restored, self._begun = None, False
@@ -107,7 +110,7 @@ class ShardData(LightningDataModule):
         limit = trainer.limit_train_batches
         if isinstance(limit, float) and limit < 1 and (batches := int(len(course.loader) * limit)):
             # Of what is left of an epoch it would be less and less.
-            trainer.limit_train_batches = batches
+            self._set("limit_train_batches", batches)
         if state is not None:
             course.restore(state)
         elif not self._begun and trainer.ckpt_path is not None and not self._options.get("resume_samples"):
@@ -125,7 +128,7 @@ class ShardData(LightningDataModule):
         length = pass_length(trainer, course)
         if self._validated_every is not None and (self._begun or state is not None):
             # Where an epoch is shorter than that, its end is what is left to validate at.
-            trainer.val_check_interval = max(1, min(self._validated_every, length))
+            self._set("val_check_interval", max(1, min(self._validated_every, length)))
         self._restored, self._begun = None, True
         return _Pass(course, trainer, length)
 
@@ -137,16 +140,27 @@ class ShardData(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         trainer = self._its_trainer
-        if trainer.state.fn != "fit":
-            return self._restored or {}
-        return self._course.state(trainer.global_step)
+        if trainer.state.fn == "fit" or trainer in self._courses:
+            return self._course.state(trainer.global_step)
+        return self._restored or {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict
 
     def teardown(self, stage: str) -> None:
-        if stage == "fit":
+        if stage == "fit" and self._its_trainer in self._courses:
             self._course.close()
+            self._restore_settings()
+
+    def _set(self, name: str, value: Any) -> None:
+        """Changes a setting of the trainer's until it has fitted."""
+        trainer = self._its_trainer
+        self._settings.setdefault(trainer, {}).setdefault(name, getattr(trainer, name))
+        setattr(trainer, name, value)
+
+    def _restore_settings(self) -> None:
+        for name, value in self._settings.pop(self._its_trainer, {}).items():
+            setattr(self._its_trainer, name, value)
 
     @property
     def _its_trainer(self) -> Any:
