@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from typing import Any
-from weakref import WeakMethod, finalize
+from weakref import finalize, ref
 
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
@@ -69,15 +69,11 @@ class PreparedLoader(DataLoaderStateMixin, NoDataLoader):  # type: ignore[misc]
         self.optimizer = optimizer
         self.gradient_state = GradientState()
         self._accelerator = accelerator
-        self._steps = 0
         self._iteration: object = None
         ranks = loader.default_ranks(accelerator.process_index, accelerator.num_processes)
         self._course = Course(loader, rank=ranks[0], world_size=ranks[1]) if loader.repeat else None
         if self._course is not None:
-            # For as long as this is there: the hook is one of all optimizers, and must not keep it.
-            stepped = WeakMethod(self._stepped)
-            handle = register_optimizer_step_post_hook(lambda optimizer, *_: (stepped() or _ignore)(optimizer))
-            finalize(self, handle.remove)
+            _count_steps(self, self._course, optimizer)
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -90,12 +86,11 @@ class PreparedLoader(DataLoaderStateMixin, NoDataLoader):  # type: ignore[misc]
 
     def state_dict(self) -> dict[str, Any]:
         """The place behind what is in the weights; that of a loader with repeat=False does not exist."""
-        return self._trained.state(self._steps)
+        return self._trained.state(self._trained.steps)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises ResumeMismatch, and ConfigError for what is no state."""
         self._trained.restore(state)
-        self._steps = self._trained.steps
         self._iteration = None
         # Where an accumulation was cut short, it begins anew.
         self._accelerator.step = 0
@@ -108,7 +103,7 @@ class PreparedLoader(DataLoaderStateMixin, NoDataLoader):  # type: ignore[misc]
         self.begin()
         try:
             if course is not None:
-                course.begin_pass(self._steps, gradients_stay=True)
+                course.begin_pass(course.steps, gradients_stay=True)
             # One ahead, to know the last one.
             batches = iter(self.loader.batches() if course is None else course.fetch())
             batch = next(batches, _END)
@@ -117,15 +112,13 @@ class PreparedLoader(DataLoaderStateMixin, NoDataLoader):  # type: ignore[misc]
                 following = next(batches, _END)
                 self.end_of_dataloader = following is _END
                 if course is not None:
-                    course.train(self._steps)
+                    course.train(course.steps)
                 yield batch if device is None else send_to_device(batch, device, non_blocking=True)
                 if self._iteration is not mine:
                     raise RuntimeError("another `for` over this loader has begun, or a state was loaded")
                 batch = following
         finally:
             self.end()
-        if course is not None:
-            course.settle(self._steps)
         if course is not None and given and not course.stepped:
             rule = "no torch optimizer took a step in a whole pass, by which the place in the run is told"
             raise ConfigError("optimizer", self.optimizer, rule, fix="Only to look at data, use repeat=False.")
@@ -136,13 +129,16 @@ class PreparedLoader(DataLoaderStateMixin, NoDataLoader):  # type: ignore[misc]
         assert self._course is not None
         return self._course
 
-    def _stepped(self, optimizer: Optimizer) -> None:
-        if self.optimizer is None or optimizer is self.optimizer:
-            self._steps += 1
 
+def _count_steps(prepared: PreparedLoader, course: Course, optimizer: Optimizer | None) -> None:
+    """Tells the course of every step of the optimizer, or of any, for as long as the prepared loader is there."""
+    there = ref(course)  # torch keeps the hook, which must not keep the course
 
-def _ignore(optimizer: Optimizer) -> None:
-    """Of a loader that is gone."""
+    def stepped(stepping: Optimizer, *_: Any) -> None:
+        if (mine := there()) is not None and (optimizer is None or stepping is optimizer):
+            mine.settle(mine.steps + 1)
+
+    finalize(prepared, register_optimizer_step_post_hook(stepped).remove)
 
 
 _END = object()

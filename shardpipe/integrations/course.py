@@ -67,6 +67,7 @@ class Course:
         """Steps that the optimizer had taken when that was last said."""
         self._steps_before = 0
         self._stream: Generator[Any, None, None] | None = None
+        self._left: tuple[int, int] | None = None
         self._fetched: deque[_Mark] = deque()
         self._current = self._trained = _Mark(loader.state_dict(), 0)
         self._began = self._place
@@ -112,13 +113,13 @@ class Course:
         """Batches that the pass has still to give: those that its sub-epoch holds."""
         if self.is_over:
             return 0
-        left = self.loader.batches_left()
+        left = self._planned()
         if not left and not self.batches:
             # The epoch ends with nothing but excluded samples: an empty loop goes past them.
             for _ in self.loader.batches():
                 pass
             self._began = self._place
-            left = self.loader.batches_left()
+            left = self._planned()
         return left
 
     def lengths(self) -> Iterator[int]:
@@ -196,9 +197,17 @@ class Course:
     def _place(self) -> tuple[int, int]:
         return self.loader.epoch, self.loader.sub_epoch
 
+    def _planned(self) -> int:
+        """Batches left from where the loader is: frameworks ask several times, and an epoch takes a while to plan."""
+        count = self.loader.consumed_samples
+        if self._left is None or self._left[0] != count:
+            self._left = (count, self.loader.batches_left())
+        return self._left[1]
+
     def _go_to(self, state: dict[str, Any]) -> None:
         self.close()
         self._fetched.clear()
+        self._left = None
         self.loader.load_state_dict(state)
 
 

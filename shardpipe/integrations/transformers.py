@@ -168,11 +168,6 @@ class ShardTrainerMixin(EvaluationMixin):
         return super()._finalize_training(trial, num_train_samples, start_time)  # type: ignore[misc]
 
     @property
-    def _trainer(self) -> Any:
-        """Itself, as what it is put before."""
-        return self
-
-    @property
     def _running(self) -> Course:
         check("train_loader", None, self._course is not None, "it must be given to train")
         assert self._course is not None

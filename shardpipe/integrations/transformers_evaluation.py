@@ -34,14 +34,14 @@ class EvaluationMixin:
         self._evaluated: list[torch.Tensor] = []
 
     def get_eval_dataloader(self, eval_dataset: str | ShardLoader | None = None) -> PreparedLoader:
-        loader: Any = self._evaluating.eval_dataset if eval_dataset is None else eval_dataset
+        loader: Any = self._trainer.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(eval_dataset, str):
-            given = self._evaluating.eval_dataset
+            given = self._trainer.eval_dataset
             check("eval_dataset", eval_dataset, eval_dataset in given, "eval_loader has none of this name")
             loader = given[eval_dataset]
         _check_whole(loader)
-        prepared = prepare(self._evaluating.accelerator, loader)
-        check_ranks(self._evaluating, loader)
+        prepared = prepare(self._trainer.accelerator, loader)
+        check_ranks(self._trainer, loader)
         return prepared
 
     def get_test_dataloader(self, test_dataset: ShardLoader) -> PreparedLoader:
@@ -50,14 +50,14 @@ class EvaluationMixin:
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
         weights = inputs["weights"] if "weights" in inputs else torch.ones(find_batch_size(inputs))
-        real = weights.to(self._evaluating.args.device) > 0
+        real = weights.to(self._trainer.args.device) > 0
         if loss is not None:
-            samples = real.sum() * (loss.isfinite() if self._evaluating.args.logging_nan_inf_filter else 1)
+            samples = real.sum() * (loss.isfinite() if self._trainer.args.logging_nan_inf_filter else 1)
             self._evaluated.append(torch.stack([torch.where(samples > 0, loss * samples, 0), samples]))
         return loss, self._gathered(logits, real), self._gathered(labels, real)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        trainer = self._evaluating
+        trainer = self._trainer
         rule = "outputs are gathered without what only fills the last step, and inputs are not"
         check("include_for_metrics", ["inputs"], "inputs" not in trainer.args.include_for_metrics, rule)
         self._evaluated = []
@@ -70,13 +70,13 @@ class EvaluationMixin:
         return output
 
     @property
-    def _evaluating(self) -> Any:
+    def _trainer(self) -> Any:
         """Itself, as the Trainer that it is put before."""
         return self
 
     def _gathered(self, outputs: Any, real: torch.Tensor) -> Any:
         """Those of all processes, of samples that count. Ranks may have batches of different sizes."""
-        accelerator = self._evaluating.accelerator
+        accelerator = self._trainer.accelerator
 
         def rows(tensor: torch.Tensor) -> torch.Tensor:
             if accelerator.num_processes == 1:

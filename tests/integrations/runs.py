@@ -22,10 +22,25 @@ from torch import Tensor, nn
 
 from shardpipe import ShardLoader
 
-__all__ = ["LOADER", "Framework", "Net", "Trained", "check_resumed", "main", "run", "trained"]
+__all__ = [
+    "BY_SECONDS",
+    "LOADER",
+    "SAMPLES",
+    "STATIC",
+    "Framework",
+    "Net",
+    "Trained",
+    "check_resumed",
+    "main",
+    "run",
+    "trained",
+]
 
 ROOT = Path(__file__).parents[2]
+SAMPLES = 40
 LOADER: dict[str, Any] = {"window": 8, "lanes": 2, "seed": 3}
+STATIC = {"batch_size": 3}
+BY_SECONDS = {"batch_seconds": 1.0}
 
 
 class Net(nn.Module):

@@ -6,15 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
-from tests.integrations.runs import Framework
-from tests.speech import pack_speech
+from tests.integrations.runs import BY_SECONDS, STATIC, Framework
 
-SAMPLES = 40
-STATIC = {"batch_size": 3}
-BY_SECONDS = {"batch_seconds": 1.0}
 CONFIGS: dict[str, dict[str, Any]] = {
     "accumulation": {"epochs": 2, "accumulate": 4, "loader": STATIC},
     "by seconds": {"epochs": 3, "accumulate": 2, "loader": BY_SECONDS},
@@ -33,11 +28,6 @@ def saved(folder: Path) -> Iterable[Path]:
 
 
 ACCELERATE = Framework("under_accelerate.py", saved, place)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pack_speech(tmp_path_factory.mktemp("accelerate"), SAMPLES, shard_samples=9, seconds=(0.05, 0.3))
 
 
 def test_resumed_wherever_it_was_saved(data: Path, tmp_path: Path) -> None:

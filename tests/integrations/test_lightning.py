@@ -8,12 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.integrations.runs import Framework, check_resumed, run, trained
-from tests.speech import pack_speech
+from tests.integrations.runs import BY_SECONDS, SAMPLES, STATIC, Framework, check_resumed, run, trained
 
-SAMPLES = 40
-STATIC = {"batch_size": 3}
-BY_SECONDS = {"batch_seconds": 1.0}
 CONFIGS: dict[str, dict[str, Any]] = {
     "accumulation": {"max_epochs": 3, "accumulate_grad_batches": 4, "val_check_interval": 5, "loader": STATIC},
     "steps": {"max_epochs": 2, "max_steps": 7, "accumulate_grad_batches": 3, "valid": False, "loader": STATIC},
@@ -31,11 +27,6 @@ def place(checkpoint: Path) -> int:
 
 
 LIGHTNING = Framework("under_lightning.py", lambda folder: folder.glob("*.ckpt"), place)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pack_speech(tmp_path_factory.mktemp("lightning"), SAMPLES, shard_samples=9, seconds=(0.05, 0.3))
 
 
 def test_resumed_wherever_it_was_saved(data: Path, tmp_path: Path) -> None:

@@ -9,13 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.integrations.runs import Framework, check_resumed, run, trained
-from tests.speech import pack_speech
+from tests.integrations.runs import BY_SECONDS, SAMPLES, STATIC, Framework, check_resumed, run, trained
 
 VERSION = tuple(int(part) for part in version("transformers").split(".")[:2])
-SAMPLES = 40
-STATIC = {"batch_size": 3}
-BY_SECONDS = {"batch_seconds": 1.0}
 CONFIGS: dict[str, dict[str, Any]] = {
     "accumulation": {"num_train_epochs": 3, "gradient_accumulation_steps": 4, "loader": STATIC},
     "every epoch": {"num_train_epochs": 3, "save_strategy": "epoch", "eval_strategy": "epoch", "loader": STATIC},
@@ -33,11 +29,6 @@ def place(checkpoint: Path) -> int:
 
 
 TRANSFORMERS = Framework("under_transformers.py", lambda folder: folder.glob("checkpoint-*"), place)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pack_speech(tmp_path_factory.mktemp("transformers"), SAMPLES, shard_samples=9, seconds=(0.05, 0.3))
 
 
 def counts(out: Path) -> dict[str, Any]:
