@@ -65,7 +65,7 @@ class Course:
         """Passes begun so far."""
         self.steps = 0
         """Steps that the optimizer had taken when that was last said."""
-        self._steps_before = 0
+        self._steps_before: int | None = 0
         self._stream: Generator[Any, None, None] | None = None
         self._left: tuple[int, int] | None = None
         self._fetched: deque[_Mark] = deque()
@@ -86,7 +86,7 @@ class Course:
 
     @property
     def stepped(self) -> bool:
-        """Whether the optimizer has taken a step since the pass began, as far as is known."""
+        """Whether the optimizer has taken a step since the pass began; of one that was resumed, that is supposed."""
         return self.steps != self._steps_before
 
     def begin_pass(self, steps: int, *, gradients_stay: bool) -> None:
@@ -182,7 +182,7 @@ class Course:
             raise ConfigError("state", state, f"it is none ({error})", fix="Resume from another checkpoint.") from error
         check("state", saved.format, saved.format == _FORMAT, "another version of shardpipe has saved it")
         self._go_to(saved.loader)
-        self.passes, self.steps, self._steps_before = saved.passes, saved.steps, saved.steps
+        self.passes, self.steps, self._steps_before = saved.passes, saved.steps, None
         self._current = self._trained = _Mark(saved.loader, -(-saved.batches * saved.world_size // self.world_size))
         self.is_over = saved.ended or (saved.batches > 0 and self._place != saved.began)
         self._began = saved.began if saved.batches else self._place

@@ -63,4 +63,6 @@ def _validates(trainer: Any, batches: int, total: int, length: int) -> bool:
         return False
     if isinstance(every, float):
         every = max(1, int(length * every))
+    elif isinstance(every, int) and epochs is not None:
+        every = max(1, min(every, length))  # a shorter epoch is validated at its end
     return isinstance(every, int) and (total if epochs is None else batches) % every == 0

@@ -165,6 +165,18 @@ refused(lambda: accumulate(prepare(accelerator, ShardLoader(data, **options))))
 refused(lambda: prepare(accelerator, ShardLoader(data, **options)))
 refused(lambda: prepare(accelerator, data))
 refused(lambda: prepare(accelerator, ShardLoader(data, repeat=False, batch_size=4)).state_dict())
+other = Accelerator(cpu=True, gradient_accumulation_steps=3)
+first, second = (torch.optim.SGD([torch.zeros(1)], lr=1.0) for _ in range(2))
+mine, yours = (prepare(other, ShardLoader(data, **options), optimizer) for optimizer in (first, second))
+for number, _ in enumerate(zip(mine, yours), 1):
+    first.step()
+    if number == 3:
+        break
+assert mine.state_dict()["loader"]["consumed_samples"] == 12, "by its own optimizer's steps"
+assert yours.state_dict()["loader"]["consumed_samples"] == 0
+saved = mine.state_dict()
+refused(lambda: [next(iter(mine)) for _ in mine], RuntimeError)
+refused(lambda: [mine.load_state_dict(saved) for _ in mine], RuntimeError)
 splitting = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(split_batches=True))
 refused(lambda: prepare(splitting, loader))
 """
@@ -177,6 +189,8 @@ ACCELERATE_SAYS = [
     "several loaders are trained on",
     "it must be a ShardLoader",
     "every pass begins anew, and has no state",
+    "another `for` over this loader has begun",
+    "or a state was loaded",
     "split_batches is True",
 ]
 

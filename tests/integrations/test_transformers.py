@@ -63,3 +63,12 @@ def test_stopped_within_an_accumulation(data: Path, tmp_path: Path) -> None:
     run(TRANSFORMERS.script, [{"out": str(resumed), "resume": str(checkpoint), **options}])
     check_resumed(trained(begun), begun, resumed, 24)
     assert counts(resumed)["tokens"] == counts(begun)["tokens"]
+
+
+def test_evaluations_count_every_sample_once(data: Path, tmp_path: Path) -> None:
+    """Ranks' last batches differ in size, and repeats fill the last step."""
+    options = {"data": str(data), "max_steps": 2, "loader": STATIC, "measure": True, "per_device_eval_batch_size": 2}
+    one, two = tmp_path / "one", tmp_path / "two"
+    run(TRANSFORMERS.script, [{"out": str(one), **options}])
+    run(TRANSFORMERS.script, [{"out": str(two), **options, "learning_rate": 0.0}], processes=2)
+    assert counts(one)["measured"] == counts(two)["measured"] == [SAMPLES]

@@ -10,7 +10,12 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.callbacks import (
+    Callback,
+    GradientAccumulationScheduler,
+    ModelCheckpoint,
+    OnExceptionCheckpoint,
+)
 
 from shardpipe.integrations.lightning import ShardData
 from tests.integrations.runs import LOADER, Net, Trained, main
@@ -19,8 +24,10 @@ logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 
 class Model(lightning.LightningModule):
-    def __init__(self, out: str) -> None:
+    def __init__(self, out: str, kind: str) -> None:
         super().__init__()
+        self.automatic_optimization = kind != "by hand"
+        self.kind = kind
         self.net = Net()
         self.out = out
         self.log_of_training = Trained(out)
@@ -28,7 +35,17 @@ class Model(lightning.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         self.log_of_training.note(batch)
-        return self.net(**batch)["loss"]
+        loss = self.net(**batch)["loss"]
+        if not self.automatic_optimization:
+            self.manual_backward(loss)
+            if (batch_idx + 1) % 4 == 0 or self.trainer.is_last_batch:
+                self.optimizers().step()
+                self.optimizers().zero_grad()
+        return loss
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        """Cuts the first epoch short, if it is of that kind."""
+        return -1 if self.kind == "cut short" and (self.current_epoch, batch_idx) == (0, 6) else None
 
     def on_validation_epoch_start(self) -> None:
         self.validated = []
@@ -41,7 +58,7 @@ class Model(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         if not self.trainer.sanity_checking:
             with open(f"{self.out}/validated-{self.global_rank}.txt", "a") as file:
-                file.write(f"{len(self.validated)} {len(set(self.validated))}\n")
+                file.write(f"{self.global_step} {len(self.validated)} {len(set(self.validated))}\n")
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.Adam(self.parameters(), lr=1e-2)
@@ -92,6 +109,8 @@ def fit(
     save: bool = False,
     stop: tuple[int, str] | None = None,
     valid: bool = True,
+    kind: str = "",
+    scheduled: dict[str, int] | None = None,
     loader: dict[str, Any] | None = None,
     **options: Any,
 ) -> None:
@@ -101,6 +120,8 @@ def fit(
         callbacks = [SaveEverywhere(), steps, ModelCheckpoint(out, "valid-{epoch}-{step}", save_top_k=-1)]
     if stop is not None:
         callbacks = [Stop(*stop), OnExceptionCheckpoint(out, "stopped")]
+    if scheduled is not None:
+        callbacks.append(GradientAccumulationScheduler({int(epoch): number for epoch, number in scheduled.items()}))
     shards = ShardData(data, valid={"one": data, "other": data} if valid else None, **{**LOADER, **(loader or {})})
     trainer = lightning.Trainer(
         accelerator="cpu",
@@ -114,7 +135,7 @@ def fit(
         enable_checkpointing=bool(callbacks),
         **options,
     )
-    model = Model(out)
+    model = Model(out, kind)
     trainer.fit(model, shards, ckpt_path=resume)
     if trainer.is_global_zero:
         torch.save(model.net.state_dict(), Path(out) / "weights.pt")

@@ -31,6 +31,7 @@ def fit(
     resume: str | None = None,
     save: bool = False,
     stop: int | None = None,
+    measure: bool = False,
     loader: dict[str, Any] | None = None,
     **options: Any,
 ) -> None:
@@ -48,17 +49,24 @@ def fit(
         use_cpu=True,
         disable_tqdm=True,
         report_to="none",
-        learning_rate=1e-2,
-        label_names=["texts"],
+        label_names=["lengths"],
         include_num_input_tokens_seen="non_padding",
-        **{"eval_strategy": "steps", "save_strategy": "steps" if save else "no", "save_steps": 1, **options},
+        **{
+            "eval_strategy": "steps",
+            "learning_rate": 1e-2,
+            "save_strategy": "steps" if save else "no",
+            "save_steps": 1,
+            **options,
+        },
     )
-    validation = {name: ShardLoader(data, batch_size=4, repeat=False) for name in ("one", "other")}
+    metrics = {"compute_metrics": lambda prediction: {"samples": len(prediction.label_ids)}} if measure else {}
+    validation = {name: ShardLoader(data, batch_size=7, repeat=False) for name in ("one", "other")}
     trainer = ShardTrainer(
         Net(),
         arguments,
         train_loader=ShardLoader(data, **{**LOADER, **(loader or {})}),
         eval_loader=validation,
+        **metrics,
         callbacks=[] if stop is None else [StopAccumulating(stop)],
     )
     result = trainer.train(resume_from_checkpoint=resume)
@@ -70,6 +78,7 @@ def fit(
             "steps": state.global_step,
             "tokens": state.num_input_tokens_seen,
             "samples": round(result.metrics["train_samples_per_second"] * result.metrics["train_runtime"]),
+            "measured": [log["eval_one_samples"] for log in state.log_history if "eval_one_samples" in log],
             "evaluated": [log["eval_one_loss"] for log in state.log_history if "eval_one_loss" in log],
         }
         (Path(out) / "counts.json").write_text(json.dumps(counts))
