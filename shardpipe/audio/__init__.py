@@ -5,7 +5,7 @@ file; AudioError for whatever is damaged or cut. Arrays are [frames, channels] (
 The decoder of each codec is the fastest that is right, by measurement, and releases the GIL: the table is in `codecs`.
 """
 
-from shardpipe.audio.codecs import FLAC_LEVEL, decode, decode_into, decoders, detect, encode, probe
+from shardpipe.audio.codecs import FLAC_LEVEL, decode, decode_into, decoders, detect, encode, fits_int16, probe
 from shardpipe.audio.common import CHANNELS_MAX, FRAMES_PER_BYTE_MAX, SAMPLE_RATE_MAX, AudioInfo
 from shardpipe.audio.samples import RESAMPLER, resample, resampled_frames, to_float32, to_int16, to_mono
 from shardpipe.audio.segment import read_segment, span
@@ -22,6 +22,7 @@ __all__ = [
     "decoders",
     "detect",
     "encode",
+    "fits_int16",
     "probe",
     "read_segment",
     "resample",

@@ -11,17 +11,17 @@ import numpy as np
 import soundfile
 
 from shardpipe.audio.common import CONVERT, TORN, AudioInfo, Bytes, Samples
-from shardpipe.audio.drlibs import decode_flac, decode_flac_into, decode_mp3, probe_flac, probe_mp3
+from shardpipe.audio.drlibs import decode_flac, decode_flac_into, decode_mp3, fits_int16_flac, probe_flac, probe_mp3
 from shardpipe.audio.libopus import libopus
 from shardpipe.audio.ogg import seal_ogg
 from shardpipe.audio.opus import decode_opus, probe_opus
 from shardpipe.audio.samples import resample, to_float32, to_int16, to_mono
 from shardpipe.audio.sndfile import encode_sndfile
 from shardpipe.audio.vorbis import decode_vorbis, probe_vorbis
-from shardpipe.audio.wav import decode_wav, decode_wav_into, encode_wav, probe_wav
+from shardpipe.audio.wav import decode_wav, decode_wav_into, encode_wav, fits_int16_wav, probe_wav
 from shardpipe.errors import AudioError
 
-__all__ = ["CODECS", "FLAC_LEVEL", "decode", "decode_into", "decoders", "detect", "encode", "probe"]
+__all__ = ["CODECS", "FLAC_LEVEL", "decode", "decode_into", "decoders", "detect", "encode", "fits_int16", "probe"]
 
 
 class _Codec(NamedTuple):
@@ -32,6 +32,8 @@ class _Codec(NamedTuple):
     """Of samples, sample rate and FLAC's level."""
     decode_into: Callable[[Bytes, Samples], bool] | None = None
     """A mono file's samples straight into an array, without one between; False for what it leaves to `decode`."""
+    fits_int16: Callable[[Bytes], bool] | None = None
+    """Whether int16 loses nothing of what `decode` gives, by the header; None where it always does."""
 
 
 FLAC_LEVEL: Final = 2
@@ -53,9 +55,9 @@ def _encode_opus(audio: Samples, sample_rate: int, _: int) -> bytes:
 
 
 CODECS: Final[dict[str, _Codec]] = {
-    "wav": _Codec(probe_wav, decode_wav, _encode_wav, decode_wav_into),
-    "flac": _Codec(probe_flac, decode_flac, _encode_flac, decode_flac_into),
-    "mp3": _Codec(probe_mp3, decode_mp3),
+    "wav": _Codec(probe_wav, decode_wav, _encode_wav, decode_wav_into, fits_int16_wav),
+    "flac": _Codec(probe_flac, decode_flac, _encode_flac, decode_flac_into, fits_int16_flac),
+    "mp3": _Codec(probe_mp3, decode_mp3, fits_int16=lambda _: True),  # dr_mp3 rounds to 16 bits itself
     "ogg": _Codec(probe_vorbis, decode_vorbis),
     "opus": _Codec(probe_opus, decode_opus, _encode_opus),
 }
@@ -106,6 +108,19 @@ def probe(data: Bytes) -> AudioInfo:
     probed and still be damaged further on.
     """
     return CODECS[detect(data)].probe(data)
+
+
+def fits_int16(data: Bytes, codec: str) -> bool:
+    """Whether the float32 samples that `decode` gives are its int16 samples divided by 32768, exactly.
+
+    Told by the header alone: a file for which this is True may still be damaged further on. False where the header is
+    damaged, or not of `codec`; never raises. It says nothing of the mean of several channels, which int16 rounds.
+    """
+    try:
+        fits = _of(data, codec).fits_int16
+        return fits is not None and fits(data)
+    except AudioError:
+        return False
 
 
 def decode(data: Bytes, codec: str, dtype: str = "float32") -> Samples:

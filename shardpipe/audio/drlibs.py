@@ -14,7 +14,7 @@ import numpy as np
 from shardpipe.audio.common import TORN, AudioInfo, Bytes, Samples, filled, info_of, short
 from shardpipe.errors import AudioError
 
-__all__ = ["decode_flac", "decode_flac_into", "decode_mp3", "probe_flac", "probe_mp3"]
+__all__ = ["decode_flac", "decode_flac_into", "decode_mp3", "fits_int16_flac", "probe_flac", "probe_mp3"]
 
 _ffi: Any = miniaudio.ffi
 _lib: Any = miniaudio.lib
@@ -69,10 +69,20 @@ def probe_flac(data: Bytes) -> AudioInfo:
         return _flac_info(data, flac)
 
 
+def fits_int16_flac(data: Bytes) -> bool:
+    with _opened_flac(data) as flac:
+        return _is_whole(flac)
+
+
+def _is_whole(flac: Any) -> bool:
+    """Whether its samples fit int16."""
+    return bool(flac.bitsPerSample <= 16)
+
+
 def decode_flac(data: Bytes) -> Samples:
     with _opened_flac(data) as flac:
         info = _flac_info(data, flac)
-        whole = flac.bitsPerSample <= 16
+        whole = _is_whole(flac)
         # dr_flac leaves out a block whose CRC is wrong, so a flipped bit shows as too few frames.
         read = _lib.ma_dr_flac_read_pcm_frames_s16 if whole else _lib.ma_dr_flac_read_pcm_frames_f32
         return filled(info, np.int16 if whole else np.float32, lambda out: read(flac, len(out), _pointer(out)))
@@ -82,7 +92,7 @@ def decode_flac_into(data: Bytes, out: Samples) -> bool:
     """Puts mono samples straight into `out` [frames], if that has their number format and length; else False."""
     with _opened_flac(data) as flac:
         info = _flac_info(data, flac)
-        if info.channels != 1 or info.frames != len(out) or (out.dtype == np.int16 and flac.bitsPerSample > 16):
+        if info.channels != 1 or info.frames != len(out) or (out.dtype == np.int16 and not _is_whole(flac)):
             return False
         floats = out.dtype == np.float32
         # Both divide by the same power of two, so neither way rounds.

@@ -13,7 +13,7 @@ from shardpipe.audio.samples import to_float32
 from shardpipe.audio.sndfile import decode_sndfile, probe_sndfile
 from shardpipe.errors import AudioError
 
-__all__ = ["decode_wav", "decode_wav_into", "encode_wav", "probe_wav"]
+__all__ = ["decode_wav", "decode_wav_into", "encode_wav", "fits_int16_wav", "probe_wav"]
 
 
 class _Wav(NamedTuple):
@@ -101,8 +101,22 @@ _PCM: dict[tuple[int, int], Callable[[memoryview], Samples]] = {
 }
 
 
+# Of those of libsndfile's, A-law and mu-law (ITU-T G.711): their values are of 13 and 14 bits.
+_FITS_INT16 = {(1, 8), (1, 16), (6, 8), (7, 8)}
+
+
+def _is_packed(wav: _Wav) -> bool:
+    """Whether nothing but samples, of whole bytes, is in a frame."""
+    return wav.block * 8 == wav.channels * wav.kind[1]
+
+
 def _is_plain(wav: _Wav) -> bool:
-    return wav.kind in _PCM and wav.block * 8 == wav.channels * wav.kind[1]
+    return wav.kind in _PCM and _is_packed(wav)
+
+
+def fits_int16_wav(data: Bytes) -> bool:
+    wav = _parse_wav(data)
+    return wav.kind in _FITS_INT16 and _is_packed(wav)
 
 
 def probe_wav(data: Bytes) -> AudioInfo:
