@@ -51,6 +51,7 @@ def load(name: str) -> ModuleType:
 
 
 get_speech = load("get_speech")
+make_audio_clips = load("make_audio_clips")
 make_demo_corpus = load("make_demo_corpus")
 
 
@@ -237,3 +238,19 @@ def test_without_espeak_it_says_what_to_install(
     assert make_demo_corpus.main(["--out", str(tmp_path / "out")]) == 1
     assert "apt install espeak-ng" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_clips_in_the_package_are_what_their_script_says() -> None:
+    clips = Path(__file__).parents[1] / "shardpipe" / "audio" / "clips"
+    assert {path.name for path in clips.iterdir()} == set(make_audio_clips.CLIPS)
+    for name, made in make_audio_clips.CLIPS.items():
+        info = probe((clips / name).read_bytes())
+        assert (info.codec, info.sample_rate, info.channels) == (Path(name).suffix[1:], made.rate, made.channels)
+        assert info.frames == made.rate // 5
+
+
+def test_clips_are_made_again_with_the_same_bytes(tmp_path: Path) -> None:
+    for out in ("first", "second"):
+        assert make_audio_clips.main(["--out", str(tmp_path / out)]) == 0
+    for name in make_audio_clips.CLIPS:
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()

@@ -7,6 +7,7 @@ The decoder of each codec is the fastest that is right, by measurement, and rele
 
 from shardpipe.audio.codecs import FLAC_LEVEL, decode, decode_into, decoders, detect, encode, fits_int16, probe
 from shardpipe.audio.common import CHANNELS_MAX, FRAMES_PER_BYTE_MAX, SAMPLE_RATE_MAX, AudioInfo
+from shardpipe.audio.digest import digests
 from shardpipe.audio.samples import RESAMPLER, resample, resampled_frames, to_float32, to_int16, to_mono
 from shardpipe.audio.segment import read_segment, span
 
@@ -21,6 +22,7 @@ __all__ = [
     "decode_into",
     "decoders",
     "detect",
+    "digests",
     "encode",
     "fits_int16",
     "probe",
