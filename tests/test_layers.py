@@ -26,6 +26,7 @@ LAYERS = [
     {"demo"},
     {"integrations"},
     {"train"},
+    {"serve"},
     {"loading"},
     {"cache", "pack"},
     {"dataset", "lists"},
@@ -46,10 +47,11 @@ ONLY_IN = {
     "fsspec": {"store"},
     "s3fs": {"store"},
     "botocore": {"store"},
-    "aiohttp": {"store"},
+    "aiohttp": {"store", "serve"},
+    "prometheus_client": {"serve"},
     "pyarrow": {"dataset", "pack"},
     "torch": {
-        *("loading.making", "loading.loader", "loading.feed", "loading.ranks", "loading.callers"),
+        *("loading.making", "loading.loader", "loading.feeding", "loading.ranks", "loading.callers", "loading.wire"),
         *("train", "integrations", "cli.examining.machine"),
     },
     "lightning": {"integrations.lightning", "integrations.lightning_progress"},
@@ -61,10 +63,10 @@ ONLY_IN = {
     "jsonargparse": {"train.cli"},
     "typer": {"cli"},
     "rich": {"cli", "demo", "train.logs"},
-    "yaml": {"train"},
+    "yaml": {"train", "serve"},
     "miniaudio": {"audio"},
     "soundfile": {"audio"},
-    "braceexpand": {"pack"},
+    "braceexpand": {"pack", "loading.served"},
 }
 PURE_MAY_IMPORT = {
     "numpy",
@@ -84,7 +86,7 @@ TRAIN_MAY_IMPORT = {
     "store": {"Count", "flush", "only_local", "parsed", "put_in_place", "write_file", "writing"},
 }
 """And errors, settings and the root: its data come by `from shardpipe import ShardLoader`, as anybody's do."""
-KNOW_THE_ROOT = {"train", "integrations", "demo", "cli"}
+KNOW_THE_ROOT = {"serve", "train", "integrations", "demo", "cli"}
 """What stands above the loader; to all others the root leads upwards."""
 ENTRY_POINTS = {"train.cli"}
 

@@ -43,6 +43,7 @@ def test_the_loader_takes() -> None:
         *("world_size", "resume_samples", "repeat", "min_seconds", "max_seconds", "transform", "collate", "dtype"),
         *("channels", "sample_rate", "threads"),
         *("workers", "prefetch", "prefetch_bytes", "on_error", "cache_dir", "cache_bytes", "schemes", "device"),
+        *("servers", "local", "token_file", "tls_ca", "digests"),
     ]
     assert all(p.kind is p.KEYWORD_ONLY for p in parameters[1:])
 
@@ -52,7 +53,7 @@ def test_the_loader_offers() -> None:
     assert offered == {
         *("batches", "batches_left", "consumed_samples", "dataset", "default_ranks", "epoch", "lengths"),
         *("load_state_dict", "num_excluded", "num_samples", "repeat", "sample_rate", "state_dict"),
-        *("sub_epoch", "texts"),
+        *("servers", "service", "sub_epoch", "texts"),
     }
 
 

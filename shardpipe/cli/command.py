@@ -18,6 +18,7 @@ from shardpipe.cli.doctor import doctor
 from shardpipe.cli.looking import info, verify
 from shardpipe.cli.making import index, pack
 from shardpipe.cli.plans import at, plan, where
+from shardpipe.cli.serving import serve
 from shardpipe.errors import ConfigError, ShardpipeError
 
 __all__ = ["app", "main"]
@@ -37,7 +38,7 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
-for command in (pack, index, verify, info, at, where, plan, doctor, demo):
+for command in (pack, index, verify, info, at, where, plan, doctor, serve, demo):
     app.command()(command)
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ class Index:
 
     def __init__(self, store: Store, manifest: Manifest, *, cache_bytes: int) -> None:
         self.store = store
-        self.shards, self.totals, self._names, self.members = manifest
+        self.shards, self.totals, self.parts, self.members = manifest
         self.counts = np.array([shard.samples for shard in self.shards], np.int64)
         self.num_samples = self.totals.samples
         self.fingerprint = fingerprint(self.shards)
@@ -67,6 +68,11 @@ class Index:
         manifest = parse_manifest(store.read(MANIFEST), f"{store.url}/{MANIFEST}")
         store = resolving(store, (shard.name for shard in manifest.shards), schemes)
         return cls(store, manifest, cache_bytes=cache_bytes)
+
+    def manifest(self, names: Sequence[str]) -> bytes:
+        """The manifest's bytes, the shards by other names: the same dataset."""
+        shards = [replace(shard, name=name) for shard, name in zip(self.shards, names, strict=True)]
+        return format_manifest(shards, self.totals, list(self.parts), self.members)
 
     def rows(self, shard: int) -> pa.RecordBatch:
         """All columns of a shard's rows, checked against the manifest."""
@@ -150,7 +156,7 @@ class Index:
         filled = self.counts[part * PART_SHARDS : (part + 1) * PART_SHARDS] > 0
 
         def load() -> PartReader:
-            return PartReader(self.store, self._names[part], int(filled.sum()))
+            return PartReader(self.store, self.parts[part], int(filled.sum()))
 
         reader = self._parts.get(part, load, lambda _: 1)
         rows = reader.read(int(filled[:place].sum()), int(self.counts[shard]), columns)
@@ -161,7 +167,7 @@ class Index:
         return rows
 
     def _mismatch(self, shard: int, what: str) -> CorruptIndex:
-        file = f"{self.store.url}/{self._names[shard // PART_SHARDS]}"
+        file = f"{self.store.url}/{self.parts[shard // PART_SHARDS]}"
         return CorruptIndex(
             f"{self.shards[shard].name}: {what}",
             file=file,

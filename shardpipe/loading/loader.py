@@ -7,42 +7,25 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 
-from shardpipe.cache import ShardCache
-from shardpipe.dataset import Index
 from shardpipe.errors import ConfigError
 from shardpipe.loading.callers import NoDataLoader, check_caller, check_process, watched
 from shardpipe.loading.cursor import Cursor
-from shardpipe.loading.feed import Feed
-from shardpipe.loading.making import (
-    Channels,
-    Collate,
-    Form,
-    Maker,
-    Skipped,
-    Transform,
-    Workers,
-    asking,
-    check_picklable,
-    cuda_device,
-)
-from shardpipe.loading.pace import Pace
+from shardpipe.loading.feeding import Setup
+from shardpipe.loading.making import Channels, Collate, Skipped, Transform
 from shardpipe.loading.ranks import Rank, finder
-from shardpipe.loading.read import Reader
 from shardpipe.loading.sequence import BatchSequence
+from shardpipe.loading.served import Digests, ServiceCounts
 from shardpipe.order import DEFAULT_WINDOW, Batching
-from shardpipe.runtime import Ending, cores
+from shardpipe.runtime import Ending
 from shardpipe.settings import check, integer, number
-from shardpipe.store import Store, open_store
+from shardpipe.store import Store
 
 __all__ = ["ShardLoader"]
-
-# More rarely decode faster than one process trains, and there is a process for every GPU.
-_THREADS_MAX = 8
 
 
 class ShardLoader(NoDataLoader):
@@ -50,7 +33,7 @@ class ShardLoader(NoDataLoader):
 
     `for batch in loader` delivers the rest of the current sub-epoch, the next `for` the next one, without end.
 
-    data: a directory or URL that holds an index, or a Store rooted there.
+    data: a directory or URL that holds an index, a Store rooted there, or a service: shardpipe+https://host/NAME.
     batch_size | batch_seconds: samples of a batch, or the most padded seconds of one; exactly one of them.
     seed, shuffle, window, lanes: the order; see `shardpipe.order.Order`. They are fixed for a run.
     sub_epochs: into how many shares an epoch is cut.
@@ -82,6 +65,11 @@ class ShardLoader(NoDataLoader):
         (s3, gs, abfs, https and the like). Allow what you trust: fsspec's may lead to any file of this machine.
     device: "cuda" has the audio of batches copied there ahead of the loop, from page-locked memory on a stream of its
         own. Lengths and weights stay where a loop can count by them without waiting for the device.
+    servers, local: URLs such as "https://{a,b}:7070/name" of a data service (`shardpipe serve`) that makes the batches,
+        the very same; with local=True this process makes some too, and all that no server makes. Transforms and
+        collates are named in the servers' configuration, and here by that name, or given as the functions named there.
+    token_file, tls_ca: files with the token that the servers want, and with the certificates that are trusted.
+    digests: "same" refuses servers on which decoding gives other floats than here; "any" takes them.
 
     Raises ConfigError, and StoreError or CorruptIndex for a dataset or a cache folder that cannot be opened; in a loop
     StoreError, CorruptIndex, ShardError, AudioError, ConfigError for samples that make no batch together, and
@@ -105,8 +93,8 @@ class ShardLoader(NoDataLoader):
         repeat: bool = True,
         min_seconds: float | None = None,
         max_seconds: float | None = None,
-        transform: Transform | None = None,
-        collate: Collate | None = None,
+        transform: Transform | str | None = None,
+        collate: Collate | str | None = None,
         dtype: Literal["float32", "int16"] = "float32",
         channels: Channels = "error",
         sample_rate: int | None = None,
@@ -119,61 +107,53 @@ class ShardLoader(NoDataLoader):
         cache_bytes: int | None = None,
         schemes: Sequence[str] = (),
         device: str | torch.device | None = None,
+        servers: str | Iterable[str] | None = None,
+        local: bool = False,
+        token_file: str | os.PathLike[str] | None = None,
+        tls_ca: str | os.PathLike[str] | None = None,
+        digests: Digests = "same",
     ) -> None:
         sub_epochs = integer("sub_epochs", sub_epochs, least=1)
         resume_samples = integer("resume_samples", resume_samples, least=0)
         check("repeat", repeat, repeat or sub_epochs == 1, "every pass is a whole one, and sub_epochs cut it up")
         check("repeat", repeat, repeat or not resume_samples, "every pass begins anew, and resume_samples is not 0")
-        form = Form(dtype=dtype, channels=channels, sample_rate=sample_rate)
-        threads = None if threads is None else integer("threads", threads, least=1)
-        processes = 0 if workers == "auto" else integer("workers", workers, least=0)
-        prefetch = integer("prefetch", prefetch, least=1)
-        prefetch_bytes = integer("prefetch_bytes", prefetch_bytes, least=1)
-        check("cache_bytes", cache_bytes, cache_bytes is None or cache_dir is not None, "it needs a cache_dir")
-        check("device", device, device is None or collate is None, "it moves a Batch, and collate makes something else")
-        check("schemes", schemes, not isinstance(schemes, str), "it must be a list of them")
-        check("on_error", on_error, on_error in ("raise", "skip"), 'it must be "raise" or "skip"')
-        if workers:
-            check_picklable(data=data, transform=transform, collate=collate)
+        setup = Setup(
+            data=data,
+            transform=transform,
+            collate=collate,
+            dtype=dtype,
+            channels=channels,
+            sample_rate=sample_rate,
+            threads=threads,
+            workers=workers,
+            prefetch=prefetch,
+            prefetch_bytes=prefetch_bytes,
+            on_error=on_error,
+            cache_dir=cache_dir,
+            cache_bytes=cache_bytes,
+            schemes=schemes,
+            device=device,
+            servers=servers,
+            local=local,
+            token_file=token_file,
+            tls_ca=tls_ca,
+            digests=digests,
+        )
         batching = Batching(
             batch_size=None if batch_size is None else integer("batch_size", batch_size),
             batch_seconds=None if batch_seconds is None else number("batch_seconds", batch_seconds),
             min_seconds=None if min_seconds is None else number("min_seconds", min_seconds),
             max_seconds=None if max_seconds is None else number("max_seconds", max_seconds),
         )
-        index = Index.load(open_store(data), schemes=schemes)
         self._sequence = BatchSequence(
-            index,
+            setup.open(),
             batching,
             seed=integer("seed", seed),
             shuffle=shuffle,
             window=integer("window", window),
             lanes=None if lanes is None else integer("lanes", lanes),
         )
-        threads = processes or threads or min(_THREADS_MAX, cores())
-        cache = None if cache_dir is None else ShardCache(cache_dir, cache_bytes)
-        reader = Reader(index.store, index.shards, cache)
-        maker = Maker(
-            reader=reader,
-            seed=self._sequence.order.seed,
-            transform=transform,
-            collate=None if collate is None else asking(collate),
-            form=form,
-            skip_errors=on_error == "skip",
-        )
-        self._feed = Feed(
-            sequence=self._sequence,
-            reader=reader,
-            cache=cache,
-            maker=maker,
-            pace=Pace(Workers(threads, maker, prefetch_bytes) if workers else None, threads, wait=workers == "auto"),
-            device=cuda_device(device),
-            threads=threads,
-            prefetch=max(prefetch, threads),
-            prefetch_bytes=prefetch_bytes,
-        )
-        # What cannot be had is refused here, and not in the middle of an epoch.
-        form.check_channels(index.totals.channels)
+        self._feed = setup.feed(self._sequence)
         if transform is None and collate is None:
             _ = self.sample_rate
         self._cursor = Cursor(self._sequence, sub_epochs=sub_epochs, consumed=resume_samples, repeat=repeat)
@@ -222,6 +202,22 @@ class ShardLoader(NoDataLoader):
         if self._feed.maker.form.sample_rate is None and len(rates) != 1:
             raise ConfigError("data", rates, "its samples must have one sample rate", fix=fix)
         return self._feed.maker.form.sample_rate or rates[0]
+
+    @property
+    def servers(self) -> list[str]:
+        """The URLs of the servers that make batches; empty without any. They may be set to others at any time."""
+        return [] if self._feed.service is None else self._feed.service.urls
+
+    @servers.setter
+    def servers(self, urls: str | Iterable[str]) -> None:
+        if self._feed.service is None:
+            raise ConfigError("servers", urls, "this loader was made without any")
+        self._feed.service.urls = urls
+
+    @property
+    def service(self) -> ServiceCounts | None:
+        """What has come of asking the servers; None without any."""
+        return None if self._feed.service is None else self._feed.service.counts()
 
     def texts(self) -> Iterator[str]:
         """The text of every sample of the dataset, in the shards' order: read from the index, whatever the epoch."""

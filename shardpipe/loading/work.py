@@ -36,11 +36,13 @@ class Work:
     place: Place
     delivered: int
     """Samples of this step, all ranks together."""
-    real: bool
-    """False for a repeat that fills an epoch's last step."""
     rows: list[SampleRow]
+    epochs: list[int]
+    """Of each sample: what is random about it is keyed by it."""
     ordinals: list[int]
     """Each sample's place in the whole dataset."""
+    weights: list[float]
+    """0 for a repeat that fills an epoch's last step, else 1."""
 
 
 def works(sequence: BatchSequence, steps: Iterable[Step], rank: int) -> Iterator[Work]:
@@ -58,9 +60,10 @@ def works(sequence: BatchSequence, steps: Iterable[Step], rank: int) -> Iterator
             yield Work(
                 place=Place(epoch=epoch, consumed_samples=step.count, state=sequence.state(step.count)),
                 delivered=sum(len(of_rank) for of_rank in step.batches),
-                real=real,
                 rows=rows[start:stop],
+                epochs=[epoch] * len(positions),
                 ordinals=ordinals[start:stop].tolist(),
+                weights=[float(real)] * len(positions),
             )
             start = stop
 

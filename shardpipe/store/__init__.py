@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from shardpipe.store.publish import flush, put_in_place, write_file, writing
     from shardpipe.store.redact import shown_url, split_url
     from shardpipe.store.remote import FsspecStore, Uploads
-    from shardpipe.store.retry import Retry, RetryingStore
+    from shardpipe.store.retry import Retry, RetryingStore, attempted
     from shardpipe.store.testing import CountingStore, FailingStore, Fault, SlowStore
-    from shardpipe.store.urls import find_urls, scheme_of, shown_in
+    from shardpipe.store.urls import checked_url, find_urls, scheme_of, shown_in
 else:
     __getattr__, __dir__ = lazily(
         __name__,
@@ -41,9 +41,9 @@ else:
         publish=["flush", "put_in_place", "write_file", "writing"],
         redact=["shown_url", "split_url"],
         remote=["FsspecStore", "Uploads"],
-        retry=["Retry", "RetryingStore"],
+        retry=["Retry", "RetryingStore", "attempted"],
         testing=["CountingStore", "FailingStore", "Fault", "SlowStore"],
-        urls=["find_urls", "scheme_of", "shown_in"],
+        urls=["checked_url", "find_urls", "scheme_of", "shown_in"],
     )
 
 __all__ = [
@@ -62,6 +62,8 @@ __all__ = [
     "Uploads",
     "abandon_when",
     "abandoned",
+    "attempted",
+    "checked_url",
     "close",
     "converted",
     "find_urls",

@@ -19,7 +19,7 @@ from shardpipe import Batch, ShardLoader
 from shardpipe.cache import ShardCache
 from shardpipe.dataset import Index
 from shardpipe.errors import ConfigError, ShardError, StoreError
-from shardpipe.loading.prefetch import WindowPrefetch
+from shardpipe.loading.feeding.prefetch import WindowPrefetch
 from shardpipe.loading.read import Reader
 from shardpipe.loading.sequence import BatchSequence
 from shardpipe.order import Batching
@@ -268,7 +268,7 @@ assert sum(len(batch.keys) for batch in loader)
 
 
 @pytest.mark.parametrize(
-    "place", ["cache.quota:Quota._count", "loading.prefetch:WindowPrefetch._fetch", "loading.read:crc32"]
+    "place", ["cache.quota:Quota._count", "loading.feeding.prefetch:WindowPrefetch._fetch", "loading.read:crc32"]
 )
 def test_the_garbage_collector_may_end_a_loop_in_the_midst_of_its_threads(
     data: Path, tmp_path: Path, place: str

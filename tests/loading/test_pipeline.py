@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from shardpipe.loading.pipeline import Pipeline
+from shardpipe.loading.feeding.pipeline import Pipeline
 from tests.forking import ended, forked, needs_fork
 
 

@@ -10,20 +10,20 @@ from shardpipe.runtime import lazily
 
 if TYPE_CHECKING:
     from shardpipe.loading.making.batch import Batch, Sample
-    from shardpipe.loading.making.buffers import Arena
+    from shardpipe.loading.making.buffers import Arena, Empty, memory_for
     from shardpipe.loading.making.device import CudaCopier, cuda_device, pinned
     from shardpipe.loading.making.form import Channels, Form
-    from shardpipe.loading.making.maker import Collate, Maker, Skipped, Transform, asking, finished
+    from shardpipe.loading.making.maker import Collate, Maker, Padded, Skipped, Transform, asking, finished
     from shardpipe.loading.making.workers import Workers, check_picklable
 else:
     # Most of them need torch.
     __getattr__, __dir__ = lazily(
         __name__,
         batch=["Batch", "Sample"],
-        buffers=["Arena"],
+        buffers=["Arena", "Empty", "memory_for"],
         device=["CudaCopier", "cuda_device", "pinned"],
         form=["Channels", "Form"],
-        maker=["Collate", "Maker", "Skipped", "Transform", "asking", "finished"],
+        maker=["Collate", "Maker", "Padded", "Skipped", "Transform", "asking", "finished"],
         workers=["Workers", "check_picklable"],
     )
 
@@ -33,8 +33,10 @@ __all__ = [
     "Channels",
     "Collate",
     "CudaCopier",
+    "Empty",
     "Form",
     "Maker",
+    "Padded",
     "Sample",
     "Skipped",
     "Transform",
@@ -43,5 +45,6 @@ __all__ = [
     "check_picklable",
     "cuda_device",
     "finished",
+    "memory_for",
     "pinned",
 ]

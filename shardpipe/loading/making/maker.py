@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -49,6 +49,8 @@ class Skipped:
     key: str
     epoch: int
     reason: str
+    damaged: bool = False
+    """Whether its bytes are not those of the index; else they are, and cannot be decoded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,39 +75,41 @@ class Maker:
         """The batch, of payloads that have been `fetched` already and others; and what had to be skipped, but not again
         in a repeat.
         """
-        skipped: list[Skipped] = []
+        skipped: dict[int, Skipped] = {}
         made = self._made(work, fetched, skipped)
-        return made, skipped if work.real else []
+        return made, [skipped[i] for i in sorted(skipped) if work.weights[i]]
 
-    def _made(self, work: Work, fetched: Mapping[int, Payload], skipped: list[Skipped]) -> Any:
+    def _made(self, work: Work, fetched: Mapping[int, Payload], skipped: dict[int, Skipped]) -> Any:
         if self.transform is None and self.collate is None:
             return self._straight(work, fetched, skipped)
         samples: dict[int, Sample] = {}
-        silent: set[int] = set()
         for i, payload in self.reader.payloads(work.rows, fetched):
-            sample = self._sample(work.rows[i], payload, work.place.epoch, skipped)
-            if not sample.weight:
-                silent.add(i)
-            elif self.transform is not None:
-                sample = self._transformed(self.transform, sample, work.place.epoch, work.ordinals[i])
-            samples[i] = sample if work.real else replace(sample, weight=0.0)
+            sample = self._sample(work, i, payload, skipped)
+            if i not in skipped and self.transform is not None:
+                sample = self._transformed(self.transform, sample, work.epochs[i], work.ordinals[i])
+            samples[i] = sample if work.weights[i] else replace(sample, weight=0.0)
         ordered = [samples[i] for i in range(len(samples))]
-        return self._padded(ordered, silent) if self.collate is None else self.collate(ordered, work.place)
+        return self._padded(ordered, skipped.keys()) if self.collate is None else self.collate(ordered, work.place)
 
     def size(self, work: Work) -> int:
         """Bytes of a batch's payloads and of its padded audio."""
         padded = math.prod(self.form.shape(work.rows)) * np.dtype(self.form.dtype).itemsize
         return sum(row.audio_size for row in work.rows) + padded
 
-    def _straight(self, work: Work, fetched: Mapping[int, Payload], skipped: list[Skipped]) -> Padded:
-        """Decodes into the padded batch itself."""
-        rows = work.rows
+    def check_rates(self, rows: Sequence[SampleRow]) -> int:
+        """The rate in Hz that samples have together, as they come. Raises ConfigError if they have several."""
         rates = {self.form.rate(row) for row in rows}
         _check_rates(rates)
-        weights, lengths = [float(work.real)] * len(rows), [self.form.frames(row) for row in rows]
+        return rates.pop()
+
+    def _straight(self, work: Work, fetched: Mapping[int, Payload], skipped: dict[int, Skipped]) -> Padded:
+        """Decodes into the padded batch itself."""
+        rows = work.rows
+        rate = self.check_rates(rows)
+        weights, lengths = list(work.weights), [self.form.frames(row) for row in rows]
         audio = memory_for(self.empty, self.form.shape(rows), self.form.dtype)
         for i, payload in self.reader.payloads(rows, fetched):
-            if not self._decoded(rows[i], payload, audio[i, ..., : lengths[i]], work.place.epoch, skipped):
+            if not self._decoded(work, i, payload, audio[i, ..., : lengths[i]], skipped):
                 weights[i] = 0.0
             _silence(audio[i, ..., lengths[i] :])
         return Padded(
@@ -115,26 +119,29 @@ class Maker:
             keys=[row.key for row in rows],
             texts=[row.text for row in rows],
             extras=[extras_of(row) for row in rows],
-            sample_rate=rates.pop(),
+            sample_rate=rate,
         )
 
     def _decoded(
-        self, row: SampleRow, payload: Payload, out: npt.NDArray[Any], epoch: int, skipped: list[Skipped]
+        self, work: Work, i: int, payload: Payload, out: npt.NDArray[Any], skipped: dict[int, Skipped]
     ) -> bool:
         """Whether `out` holds the sample's audio, and not the silence of one that is skipped."""
+        row = work.rows[i]
         try:
             self.form.decode(row, payload, out)
             return True
         except (AudioError, ShardError) as error:
             if not self.skip_errors:
                 raise
-            skipped.append(Skipped(key=row.key, epoch=epoch, reason=str(error)))
+            damaged = isinstance(error, ShardError)
+            skipped[i] = Skipped(key=row.key, epoch=work.epochs[i], reason=str(error), damaged=damaged)
             _silence(out)
             return False
 
-    def _sample(self, row: SampleRow, payload: Payload, epoch: int, skipped: list[Skipped]) -> Sample:
+    def _sample(self, work: Work, i: int, payload: Payload, skipped: dict[int, Skipped]) -> Sample:
+        row = work.rows[i]
         audio = memory_for(np.empty, self.form.shape([row]), self.form.dtype)[0]
-        weight = float(self._decoded(row, payload, audio, epoch, skipped))
+        weight = float(self._decoded(work, i, payload, audio, skipped))
         rate, extras = self.form.rate(row), extras_of(row)
         return Sample(key=row.key, text=row.text, audio=audio, sample_rate=rate, extras=extras, weight=weight)
 
@@ -150,7 +157,7 @@ class Maker:
             error.add_note(f"This came from the transform, for the sample {sample.key!r} in epoch {epoch}.")
             raise
 
-    def _padded(self, samples: list[Sample], silent: set[int]) -> Padded:
+    def _padded(self, samples: list[Sample], silent: Collection[int]) -> Padded:
         """Those that are `silent` were skipped, and no transform has seen them: they become what the others are."""
         heard = [sample for i, sample in enumerate(samples) if i not in silent] or samples
         _check_rates({sample.sample_rate for sample in heard})

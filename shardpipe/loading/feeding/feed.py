@@ -12,12 +12,14 @@ from typing import Any
 import torch
 
 from shardpipe.cache import ShardCache
+from shardpipe.loading.feeding.pace import Pace
+from shardpipe.loading.feeding.pipeline import Pipeline
+from shardpipe.loading.feeding.prefetch import WindowPrefetch, has_room
+from shardpipe.loading.feeding.sharing import Sharing
 from shardpipe.loading.making import Arena, CudaCopier, Maker, Skipped, finished, pinned
-from shardpipe.loading.pace import Pace
-from shardpipe.loading.pipeline import Pipeline
-from shardpipe.loading.prefetch import WindowPrefetch, has_room
 from shardpipe.loading.read import Payload, Reader, coalesce
 from shardpipe.loading.sequence import BatchSequence
+from shardpipe.loading.served import Service
 from shardpipe.loading.work import Work, works
 from shardpipe.order import Step
 from shardpipe.store import close
@@ -34,8 +36,12 @@ class Feed:
     cache: ShardCache | None
     maker: Maker
     pace: Pace
+    sharing: Sharing | None
+    """With servers, which make batches too, or all of them."""
+    service: Service | None
     device: torch.device | None
     threads: int
+    """That make batches, or wait for servers to."""
     prefetch: int
     prefetch_bytes: int
 
@@ -60,8 +66,12 @@ class Feed:
     ) -> Pipeline[Work, dict[int, Payload], tuple[Any, list[Skipped]]]:
         # Memory of its own for every loop: what one has lent is never another's, in a forked process least of all.
         straight = replace(self.maker, empty=pinned if copier else Arena(self.prefetch_bytes).empty)
-        parallel = self.reader.store.parallel
+        sharing = self.sharing
+        # Whose batches all come from servers reads nothing.
+        parallel = self.reader.store.parallel if sharing is None or sharing.makes else 1
         stack.callback(close, self.reader.store)
+        if self.service is not None:
+            stack.enter_context(self.service.client.using())
         prefetch = None
         if self.cache is not None:
             stack.enter_context(closing(self.cache))
@@ -69,10 +79,14 @@ class Feed:
                 prefetch = WindowPrefetch(self.sequence, self.reader, rank)
                 steps = stack.enter_context(closing(prefetch)).watch(steps)
 
-        def made(work: Work, fetched: list[dict[int, Payload]]) -> tuple[Any, list[Skipped]]:
+        def made_here(work: Work, fetched: list[dict[int, Payload]]) -> tuple[Any, list[Skipped]]:
             make = self.pace.workers or straight
             with self.pace.watching():
-                result, skipped = make(work, {i: payload for some in fetched for i, payload in some.items()})
+                return make(work, {i: payload for some in fetched for i, payload in some.items()})
+
+        def made(work: Work, fetched: list[dict[int, Payload]]) -> tuple[Any, list[Skipped]]:
+            make = partial(made_here, work, fetched)
+            result, skipped = sharing.made(work, straight.empty, make) if sharing is not None else make()
             batch = finished(work, result)
             if prefetch is not None:
                 prefetch.made(work.place.consumed_samples)
@@ -80,7 +94,8 @@ class Feed:
 
         def reads(work: Work) -> list[Callable[[], dict[int, Payload]]]:
             """Those of a batch that are worth beginning ahead of its decoding: where each takes a round trip."""
-            if parallel == 1:
+            own = sharing is None or sharing.is_own(work)
+            if parallel == 1 or not own:
                 return []
             if prefetch is not None:
                 prefetch.begun(work.place.consumed_samples)

@@ -1,0 +1,148 @@
+"""Requests become jobs: each batch is made once however many ask for it, within bounds of number and of bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from shardpipe.loading import digest_of
+from shardpipe.serve.datasets import OpenDataset
+from shardpipe.serve.making import check_request, made
+from shardpipe.serve.metrics import Metrics
+from shardpipe.serve.room import Answer, Full, Room, Shelf
+
+__all__ = ["Jobs"]
+
+_QUEUED = 64
+"""Requests that may wait for a thread, beside eight for each."""
+
+
+@dataclass(eq=False)
+class _Job:
+    """A batch in the making, and how many wait for it."""
+
+    future: Future[Answer]
+    done: asyncio.Future[Answer]
+    taken: list[int] = field(default_factory=list)
+    waiters: int = 0
+
+
+class Jobs:
+    """Answers requests. Used by the event loop's thread, all but the making."""
+
+    def __init__(
+        self, datasets: Mapping[str, OpenDataset], metrics: Metrics, *, threads: int, memory: int, keep: int
+    ) -> None:
+        self._datasets = datasets
+        self._metrics = metrics
+        self._room = Room(memory)
+        self._shelf = Shelf(keep)
+        self._most = 8 * threads + _QUEUED
+        self._threads = ThreadPoolExecutor(threads, "shardpipe")
+        self._jobs: dict[str, _Job] = {}
+        metrics.watch(queue=lambda: len(self._jobs), used=lambda: self._room.used, kept=lambda: self._shelf.used)
+
+    @asynccontextmanager
+    async def answer(self, body: bytes) -> AsyncIterator[Answer]:
+        """The answer, which takes room until the block is left. Raises Refused, Full and TooLarge."""
+        digest = digest_of(body)
+        answer = self._shelf.get(digest)
+        if answer is None:
+            answer = await self._made(digest, body)
+        else:
+            self._hold(answer)
+            self._metrics.hits.labels(answer.dataset).inc()
+        try:
+            yield answer
+        finally:
+            self._let_go(answer)
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _made(self, digest: str, body: bytes) -> Answer:
+        """The answer, held once more; made with others who want it, if there are any."""
+        if (job := self._jobs.get(digest)) is not None:
+            self._metrics.hits.labels(self._name(body)).inc()
+        else:
+            job = self._begin(digest, body)
+        job.waiters += 1
+        try:
+            answer = await asyncio.shield(job.done)
+            self._hold(answer)
+            return answer
+        finally:
+            job.waiters -= 1
+            if not job.waiters:
+                if job.done.done():
+                    self._over(job)
+                elif job.future.cancel():  # nobody waits, and nobody has begun
+                    job.done.cancel()
+                    self._jobs.pop(digest, None)
+
+    def _begin(self, digest: str, body: bytes) -> _Job:
+        if len(self._jobs) >= self._most:
+            raise Full
+        request = check_request(body, self._datasets)
+        loop = asyncio.get_running_loop()
+        taken: list[int] = []
+
+        def take(size: int) -> None:
+            self._room.take(size)
+            taken.append(size)
+
+        def make() -> Answer:
+            began = time.perf_counter()
+            answer = made(request, digest, self._datasets, take)
+            self._metrics.making.labels(answer.dataset).observe(time.perf_counter() - began)
+            return answer
+
+        future = self._threads.submit(make)
+        job = self._jobs[digest] = _Job(future, loop.create_future(), taken)
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._finish, digest, job))
+        return job
+
+    def _finish(self, digest: str, job: _Job) -> None:
+        if self._jobs.get(digest) is job:
+            del self._jobs[digest]
+        if job.future.cancelled():
+            return
+        if (error := job.future.exception()) is not None:
+            self._room.give(sum(job.taken))
+            job.taken.clear()
+            if not job.done.done():
+                job.done.set_exception(error)
+                job.done.exception()  # it may be that nobody waits for it any more
+            return
+        answer = job.future.result()
+        self._room.give(sum(job.taken) - answer.size)
+        job.taken[:] = [answer.size]
+        answer.users += 1
+        self._shelf.put(digest, answer)
+        if not job.done.done():
+            job.done.set_result(answer)
+        if not job.waiters:
+            self._over(job)
+
+    def _over(self, job: _Job) -> None:
+        """The job lets go of what it has made; those who wait for it hold it by now."""
+        if job.taken and not job.done.cancelled() and job.done.exception() is None:
+            job.taken.clear()
+            self._let_go(job.done.result())
+
+    def _hold(self, answer: Answer) -> None:
+        if not answer.users:
+            self._room.take(answer.size)
+        answer.users += 1
+
+    def _let_go(self, answer: Answer) -> None:
+        answer.users -= 1
+        if not answer.users:
+            self._room.give(answer.size)
+
+    def _name(self, body: bytes) -> str:
+        return check_request(body, self._datasets).datasets[0].name
