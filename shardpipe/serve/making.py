@@ -17,6 +17,7 @@ from shardpipe.loading import (
     Place,
     Refusal,
     SampleRow,
+    Skipped,
     Wanted,
     Work,
     asking,
@@ -74,11 +75,20 @@ def made(
         payloads = _payloads(request, datasets, rows)
         narrow = _narrowed(maker, request, rows, payloads)
         batch, skipped = narrow(work, payloads)
-        return Answer(packed(batch, skipped, digest), main.name, len(rows))
+        return Answer(_packed(batch, skipped, digest, request), main.name, len(rows))
     except (Refused, Full, TooLarge):
         raise
     except Exception as error:
         raise _as_refused(error, request) from error
+
+
+def _packed(batch: Any, skipped: list[Skipped], digest: str, request: BatchRequest) -> list[bytes | memoryview]:
+    try:
+        return packed(batch, skipped, digest)
+    except ValueError as error:
+        function = request.collate or request.transform
+        fix = "Have it give tensors, arrays, numbers, texts, and lists, tuples and dicts of them."
+        raise _refused(422, "other", f"what {function!r} made cannot be sent: {error}", fix) from error
 
 
 def _work(request: BatchRequest, datasets: Mapping[str, OpenDataset]) -> tuple[Work, list[SampleRow]]:

@@ -60,6 +60,11 @@ class TrainConfig:
         init_from: Checkpoint to take the model and the optimizer from where the run has none.
         log_keys: Write the keys of every step to keys-rank<r>.jsonl.
         schemes: Kinds of URLs, with commas between, by which the data may name shards besides its own and plain ones.
+        servers: Servers of the data that make the batches, with commas between or braces, like https://{a,b}:7070/NAME.
+        local: Have this process make batches beside the servers, and all that no server makes.
+        token_file: File with the token that servers want.
+        tls_ca: File with the certificates that servers are trusted by; by default the system's.
+        digests: Whether servers on which decoding gives other floats than here are refused (same) or taken (any).
     """
 
     data: str
@@ -99,6 +104,11 @@ class TrainConfig:
     init_from: str | None = None
     log_keys: bool = False
     schemes: str = ""
+    servers: str | None = None
+    local: bool = False
+    token_file: str | None = None
+    tls_ca: str | None = None
+    digests: Literal["same", "any"] = "same"
 
     def __post_init__(self) -> None:
         if self.batch_size is None and self.batch_seconds is None:
@@ -115,7 +125,7 @@ class TrainConfig:
             raise ConfigError("resume_samples", self.resume_samples, "it must be at least 0")
         if self.resume_samples is not None and self.resume not in ("auto", "never"):
             raise ConfigError("resume_samples", self.resume_samples, f"--resume {self.resume} names a place already")
-        for name in ("out", "units", "cache_dir", "resume", "init_from"):
+        for name in ("out", "units", "cache_dir", "resume", "init_from", "token_file", "tls_ca"):
             if (place := getattr(self, name)) is not None:
                 object.__setattr__(self, name, only_local(name, place))
         if self.cache_limit is not None and self.cache_dir is None:

@@ -44,7 +44,14 @@ def _opened(config: TrainConfig, world: World, display: Display, stack: ExitStac
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.keep)
     start = world.from_main(lambda: find_start(config, checkpoints, display.say))
     loader = _loader(
-        config, world, config.data, lanes=config.lanes, sub_epochs=config.sub_epochs, resume_samples=start.samples
+        config,
+        world,
+        config.data,
+        lanes=config.lanes,
+        sub_epochs=config.sub_epochs,
+        resume_samples=start.samples,
+        servers=config.servers,
+        local=config.local,
     )
     valid = None if config.valid is None else _loader(config, world, config.valid, shuffle=False, repeat=False)
     if valid is not None and valid.sample_rate != loader.sample_rate:
@@ -105,6 +112,8 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _loader(config: TrainConfig, world: World, data: str, **options: Any) -> ShardLoader:
+    if data.startswith("shardpipe+") or options.get("servers"):
+        options |= {"token_file": config.token_file, "tls_ca": config.tls_ca, "digests": config.digests}
     return ShardLoader(
         data,
         batch_size=config.batch_size,

@@ -111,6 +111,12 @@ class Run:
             "data_wait": clock.waited / clock.elapsed,
             "eta": max(0, self.total - count) / pace,
         }
+        if (service := self.loader.service) is not None:
+            record |= {
+                "servers": service.replicas_up,
+                "server_retries": service.retries,
+                "server_hedges": service.hedges,
+            }
         self.record("step", count, **record)
         self.display.step(count, record)
 

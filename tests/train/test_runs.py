@@ -442,7 +442,7 @@ def test_the_flags_are_these_and_each_is_explained(capsys: pytest.CaptureFixture
             "threads",
         ),
         *("cache_dir", "cache_bytes", "on_error", "save_every", "keep", "resume", "resume_samples", "init_from"),
-        *("log_keys", "schemes"),
+        *("log_keys", "schemes", "servers", "local", "token_file", "tls_ca", "digests"),
     ]
     for field in fields(TrainConfig):
         assert f"--{field.name.replace('_', '-')}" in said

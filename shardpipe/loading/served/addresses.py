@@ -21,6 +21,8 @@ __all__ = ["PREFIX", "Address", "Server", "is_loopback", "is_served", "servers_o
 
 PREFIX = "shardpipe+"
 _FORM = "it must be like https://host:7070/NAME, NAME being that of a dataset there"
+_BETWEEN = re.compile(r"\s*,\s*(?![^{}]*\})")
+"""A comma that is not within braces."""
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -68,10 +70,12 @@ class Server:
 
 
 def servers_of(places: str | Iterable[str]) -> tuple[Server, ...]:
-    """The servers that URLs name, braces expanded: https://{a,b}:7070/speech. Raises ConfigError."""
+    """The servers that URLs name, in a list or with commas between, braces expanded: https://{a,b}:7070/speech. Raises
+    ConfigError.
+    """
     if not isinstance(places, str) and not isinstance(places, Iterable):
         raise ConfigError("servers", places, "it must be a list of URLs")
-    given = [places] if isinstance(places, str) else list(places)
+    given = _BETWEEN.split(places) if isinstance(places, str) else list(places)
     servers = tuple(dict.fromkeys(_server(url) for place in given for url in _expanded(place)))
     check("servers", given, bool(servers), "it must name one at least")
     names = sorted({server.name for server in servers})

@@ -77,7 +77,7 @@ class Exchange(Generic[_T]):
         self._retry = retry
         self._calls: list[_Call] = []
         self._tried: set[Replica] = set()
-        self._busy = False
+        self._busy = self._failed = False
         self._doubtful: list[_T] = []
         self._told: Exception | None = None
 
@@ -128,7 +128,7 @@ class Exchange(Generic[_T]):
             return False
         lines = (self._access.header, *question.lines, b"Content-Length: %d\r\n" % len(question.body))
         connection.ask(request_head(question.method, replica, question.path, *lines) + question.body)
-        call = _Call(replica, connection, reused, self._replicas.called())
+        call = _Call(replica, connection, reused, self._replicas.called(again=self._failed))
         replica.calls[call.number] = call.began
         self._calls.append(call)
         return True
@@ -147,6 +147,7 @@ class Exchange(Generic[_T]):
             yield
         except Broken as error:
             self._end(call)
+            self._failed = True
             if call.reused:  # closed by the server in the meantime, as a rule: that is no fault
                 call.replica.close()
                 self._call(call.replica)
@@ -154,6 +155,7 @@ class Exchange(Generic[_T]):
                 self._replicas.failed(call.replica, str(error))
         except _Next:
             self._end(call)
+            self._failed = True
 
     def _look_at(self, call: _Call) -> None:
         if call.replica.fault is not None:

@@ -34,7 +34,9 @@ class ServiceCounts(NamedTuple):
     """Requests, those for the index and those that were made twice among them."""
     answers: int
     failures: int
-    """Times that a replica was left alone."""
+    """Times that a replica in use was left alone."""
+    retries: int
+    """Requests that another one had to be asked for."""
     hedges: int
     """Requests made of a second replica because the first one was slow."""
     replicas: int
@@ -116,6 +118,7 @@ class Service:
             calls=replicas.num_calls,
             answers=replicas.num_answers,
             failures=replicas.num_failures,
+            retries=replicas.num_retries,
             hedges=replicas.num_hedges,
             replicas=len(replicas.all),
             replicas_up=len(replicas.up),

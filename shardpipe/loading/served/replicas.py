@@ -93,7 +93,7 @@ class Replicas:
         self.servers = tuple(servers)
         self.changed = threading.Condition()
         self.all: list[Replica] = []
-        self.num_calls = self.num_answers = self.num_failures = self.num_hedges = 0
+        self.num_calls = self.num_answers = self.num_failures = self.num_retries = self.num_hedges = 0
         self._seconds: deque[float] = deque(maxlen=200)
         self._p95 = 0.0
         self.resolve_fault = ""
@@ -192,9 +192,10 @@ class Replicas:
             self.num_hedges += 1
             return True
 
-    def called(self) -> int:
-        """Counts a call, and numbers it."""
+    def called(self, *, again: bool) -> int:
+        """Counts a call, and numbers it; `again` if one for the same has failed."""
         with self.changed:
+            self.num_retries += again
             self.num_calls += 1
             return self.num_calls
 

@@ -46,7 +46,10 @@ class Display:
     def step(self, consumed_samples: int, record: Mapping[str, Any]) -> None:
         """Shows a training step's record."""
         text = "epoch {epoch} {progress:.1%}  loss {loss:.4f}  lr {lr:.2e}  {utt_per_s:.1f} utt/s".format(**record)
-        text += f"  wait {record['data_wait']:.0%}  {duration(record['eta'])} left"
+        text += f"  wait {record['data_wait']:.0%}"
+        if "servers" in record:
+            text += "  {servers} servers, {server_retries} retries, {server_hedges} hedges".format(**record)
+        text += f"  {duration(record['eta'])} left"
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=consumed_samples, description=text)
         elif time.monotonic() >= self._next_line:

@@ -20,8 +20,9 @@ from shardpipe.train.logs.whole import WholeAppends
 
 __all__ = ["JsonLines", "Recorder", "cut_back"]
 
+_SERVICE = ("servers", "server_retries", "server_hedges")
 _CURVES = {
-    "step": ("loss", "lr", "grad_norm", "utt_per_s", "audio_s_per_s", "data_wait"),
+    "step": ("loss", "lr", "grad_norm", "utt_per_s", "audio_s_per_s", "data_wait", *_SERVICE),
     "valid": ("loss", "wer", "cer"),
 }
 
