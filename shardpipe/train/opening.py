@@ -112,8 +112,6 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _loader(config: TrainConfig, world: World, data: str, **options: Any) -> ShardLoader:
-    if data.startswith("shardpipe+") or options.get("servers"):
-        options |= {"token_file": config.token_file, "tls_ca": config.tls_ca, "digests": config.digests}
     return ShardLoader(
         data,
         batch_size=config.batch_size,
@@ -130,6 +128,9 @@ def _loader(config: TrainConfig, world: World, data: str, **options: Any) -> Sha
         schemes=config.schemes.split(",") if config.schemes else (),
         cache_dir=config.cache_dir,
         cache_bytes=config.cache_limit,
+        token_file=config.token_file,
+        tls_ca=config.tls_ca,
+        digests=config.digests,
         device=world.device,
         on_error=config.on_error,
         **options,

@@ -252,7 +252,6 @@ def test_undecodable_audio_is_told_as_here(tmp_path: Path) -> None:
         ({"servers": ["https://{a/b"]}, "braces"),
         ({"servers": [3]}, "it must be like"),
         ({"local": True}, "none is named"),
-        ({"token_file": "x"}, "none is named"),
         ({"servers": ["https://a/b"], "workers": 2}, "local=True"),
         ({"servers": ["https://a/b"], "cache_dir": "x"}, "local=True"),
         ({"servers": ["https://a/b"], "local": True, "transform": "aug"}, "give the function itself"),

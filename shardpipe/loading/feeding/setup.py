@@ -88,10 +88,7 @@ class Setup:
             self.servers = [str(self.data)]
         served = self.servers is not None
         self._makes = not served or self.local
-        for name in ("local", "token_file", "tls_ca"):
-            check(
-                name, getattr(self, name), served or not getattr(self, name), "it is about servers, and none is named"
-            )
+        check("local", self.local, served or not self.local, "it goes with servers, and none is named")
         for name in ("workers", "cache_dir"):
             rule = "servers make all batches; local=True has this process make some as well"
             check(name, getattr(self, name), self._makes or not getattr(self, name), rule)
