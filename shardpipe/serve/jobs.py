@@ -25,6 +25,7 @@ _QUEUED = 64
 class _Job:
     """A batch in the making, and how many wait for it."""
 
+    dataset: str
     future: Future[Answer]
     done: asyncio.Future[Answer]
     taken: list[int] = field(default_factory=list)
@@ -67,7 +68,7 @@ class Jobs:
     async def _made(self, digest: str, body: bytes) -> Answer:
         """The answer, held once more; made with others who want it, if there are any."""
         if (job := self._jobs.get(digest)) is not None:
-            self._metrics.hits.labels(self._name(body)).inc()
+            self._metrics.hits.labels(job.dataset).inc()
         else:
             job = self._begin(digest, body)
         job.waiters += 1
@@ -102,7 +103,7 @@ class Jobs:
             return answer
 
         future = self._threads.submit(make)
-        job = self._jobs[digest] = _Job(future, loop.create_future(), taken)
+        job = self._jobs[digest] = _Job(request.datasets[0].name, future, loop.create_future(), taken)
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._finish, digest, job))
         return job
 
@@ -143,6 +144,3 @@ class Jobs:
         answer.users -= 1
         if not answer.users:
             self._room.give(answer.size)
-
-    def _name(self, body: bytes) -> str:
-        return check_request(body, self._datasets).datasets[0].name

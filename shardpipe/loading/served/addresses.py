@@ -66,7 +66,9 @@ class Server:
     def addresses(self) -> list[Address]:
         """Those of its host, by DNS. Raises OSError."""
         found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
-        return list(dict.fromkeys(Address(family, place) for family, _, _, _, place in found))
+        places = dict.fromkeys(Address(family, place) for family, _, _, _, place in found)
+        # A host of both kinds of addresses is not to count twice.
+        return [place for place in places if place.family == socket.AF_INET] or list(places)
 
 
 def servers_of(places: str | Iterable[str]) -> tuple[Server, ...]:

@@ -70,6 +70,8 @@ class _Call:
 
 
 class Exchange(Generic[_T]):
+    """A question on its way; used by one thread."""
+
     def __init__(self, replicas: Replicas, access: Access, question: Question[_T], retry: Retry) -> None:
         self._replicas = replicas
         self._access = access
@@ -147,11 +149,11 @@ class Exchange(Generic[_T]):
             yield
         except Broken as error:
             self._end(call)
-            self._failed = True
             if call.reused:  # closed by the server in the meantime, as a rule: that is no fault
                 call.replica.close()
                 self._call(call.replica)
             else:
+                self._failed = True
                 self._replicas.failed(call.replica, str(error))
         except _Next:
             self._end(call)
