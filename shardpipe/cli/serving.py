@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,7 @@ from shardpipe.runtime import cores
 from shardpipe.settings import byte_size
 
 if TYPE_CHECKING:
-    from shardpipe.serve import DatasetConfig
+    from shardpipe.serve import DatasetConfig, OpenDataset
 
 __all__ = ["serve"]
 
@@ -65,9 +66,15 @@ def serve(
         rows = {name: f"{one.index.num_samples:,} samples, {one.index.fingerprint[:16]}" for name, one in found.items()}
         print_table("It can be served", rows)
         return
-    serve(
-        settings, started=lambda url, found: print(f"serving {', '.join(found)} at {url}", file=sys.stderr, flush=True)
-    )
+
+    def started(url: str, found: Mapping[str, OpenDataset]) -> None:
+        for name, one in found.items():
+            print(
+                f"shardpipe+{url}/{name}: {one.index.num_samples:,} samples of {one.index.store.url}", file=sys.stderr
+            )
+        print(f"serving at {url}", file=sys.stderr, flush=True)
+
+    serve(settings, started=started)
 
 
 def _datasets(data: str | None, name: str | None, config: str | None) -> dict[str, DatasetConfig]:

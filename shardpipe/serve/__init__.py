@@ -18,13 +18,15 @@ from shardpipe.runtime import lazily
 
 if TYPE_CHECKING:
     from shardpipe.serve.config import DatasetConfig, ServeConfig, datasets_of
+    from shardpipe.serve.datasets import OpenDataset
     from shardpipe.serve.running import open_datasets, serve, tls_of
 else:
     # They need torch and aiohttp.
     __getattr__, __dir__ = lazily(
         __name__,
         config=["DatasetConfig", "ServeConfig", "datasets_of"],
+        datasets=["OpenDataset"],
         running=["open_datasets", "serve", "tls_of"],
     )
 
-__all__ = ["DatasetConfig", "ServeConfig", "datasets_of", "open_datasets", "serve", "tls_of"]
+__all__ = ["DatasetConfig", "OpenDataset", "ServeConfig", "datasets_of", "open_datasets", "serve", "tls_of"]

@@ -65,12 +65,9 @@ class Watch:
 
     def _run(self, stop: threading.Event) -> None:
         probes: list[_Probe] = []
-        resolve_at = 0.0
+        # In a thread of its own: who asks DNS may have to wait long for it.
+        threading.Thread(target=self._resolve, args=(stop,), name="shardpipe", daemon=True).start()
         while not stop.is_set():
-            if time.monotonic() >= resolve_at:
-                self._replicas.resolve()
-                wait = _RESOLVE_EVERY if self._replicas.all else 1.0
-                resolve_at = time.monotonic() + wait
             probed = {probe.replica for probe in probes}
             for replica in self._replicas.all:
                 if replica not in probed and (probe := self._due(replica)):
@@ -84,6 +81,11 @@ class Watch:
             probes = [probe for probe in probes if self._goes_on(probe, ready)]
         for probe in probes:
             probe.connection.close()
+
+    def _resolve(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            self._replicas.resolve()
+            stop.wait(_RESOLVE_EVERY if self._replicas.all else 1.0)
 
     def _due(self, replica: Replica) -> _Probe | None:
         """A probe of a replica, if it is time for one."""
