@@ -50,7 +50,7 @@ class Index:
 
     def __init__(self, store: Store, manifest: Manifest, *, cache_bytes: int) -> None:
         self.store = store
-        self.shards, self.totals, self.parts, self.members = manifest
+        self.shards, self.totals, self.part_names, self.members = manifest
         self.counts = np.array([shard.samples for shard in self.shards], np.int64)
         self.num_samples = self.totals.samples
         self.fingerprint = fingerprint(self.shards)
@@ -72,7 +72,7 @@ class Index:
     def manifest(self, names: Sequence[str]) -> bytes:
         """The manifest's bytes, the shards by other names: the same dataset."""
         shards = [replace(shard, name=name) for shard, name in zip(self.shards, names, strict=True)]
-        return format_manifest(shards, self.totals, list(self.parts), self.members)
+        return format_manifest(shards, self.totals, list(self.part_names), self.members)
 
     def rows(self, shard: int) -> pa.RecordBatch:
         """All columns of a shard's rows, checked against the manifest."""
@@ -156,7 +156,7 @@ class Index:
         filled = self.counts[part * PART_SHARDS : (part + 1) * PART_SHARDS] > 0
 
         def load() -> PartReader:
-            return PartReader(self.store, self.parts[part], int(filled.sum()))
+            return PartReader(self.store, self.part_names[part], int(filled.sum()))
 
         reader = self._parts.get(part, load, lambda _: 1)
         rows = reader.read(int(filled[:place].sum()), int(self.counts[shard]), columns)
@@ -167,7 +167,7 @@ class Index:
         return rows
 
     def _mismatch(self, shard: int, what: str) -> CorruptIndex:
-        file = f"{self.store.url}/{self.parts[shard // PART_SHARDS]}"
+        file = f"{self.store.url}/{self.part_names[shard // PART_SHARDS]}"
         return CorruptIndex(
             f"{self.shards[shard].name}: {what}",
             file=file,

@@ -57,7 +57,7 @@ class OpenDataset:
         """Of a file of the index; None if it has no such file."""
         if file == MANIFEST:
             return Stat(len(self._manifest), self.index.fingerprint[:32])
-        return self.index.store.stat(file) if file in self.index.parts else None
+        return self.index.store.stat(file) if file in self.index.part_names else None
 
     def read(self, file: str, offset: int, length: int) -> bytes:
         """A range of one that it has. Shards' names say nothing of where they lie."""
