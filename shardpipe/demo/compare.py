@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Check", "Comparison", "History", "Samples", "compare", "consumed_samples"]
+__all__ = ["Check", "Comparison", "History", "Samples", "consumed_samples", "same_training"]
 
 # What a training step computes; the rest of its record is about time.
 _COMPUTED = ("consumed_samples", "step", "loss", "grad_norm", "lr")
@@ -26,8 +26,8 @@ class Check:
     """A row of the comparison: what it came to in either run, and whether that is as promised (None: just so)."""
 
     name: str
-    uninterrupted: str
-    resumed: str
+    undisturbed: str
+    disturbed: str
     passed: bool | None
 
 
@@ -63,17 +63,13 @@ class History:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """An uninterrupted run beside one that was killed at one count and went on from a checkpoint at another."""
+    """An undisturbed run beside one that ought to have come out the same; `headings` name the two in tables."""
 
-    uninterrupted: History
-    killed: History
-    """The second run as the kill left it."""
-    resumed: History
-    """The second run when it was done: the records of both its processes, joined by the resume."""
+    headings: tuple[str, str]
+    undisturbed: History
+    disturbed: History
     samples: Samples
     epochs: int
-    checkpoint: int
-    """Count of the checkpoint that the second process started from."""
     checks: Sequence[Check]
 
     @property
@@ -81,65 +77,35 @@ class Comparison:
         return all(check.passed is not False for check in self.checks)
 
     @property
-    def killed_at(self) -> int:
-        """Samples that the killed process had consumed."""
-        return self.killed.consumed_samples
-
-    @property
-    def killed_epoch(self) -> int:
-        """The epoch, from 0, of the checkpoint."""
-        return self.checkpoint // len(self.samples)
+    def failed(self) -> str:
+        """What differs."""
+        return "; ".join(check.name for check in self.checks if check.passed is False)
 
 
-def compare(uninterrupted: Path, killed: History, resumed: Path, *, samples: Samples, epochs: int) -> Comparison:
-    """Holds two finished runs against each other; `killed` is the second one's history before it was resumed."""
-    whole, joined = History.read(uninterrupted), History.read(resumed)
-    start = joined.of("resume")
-    checkpoint = int(start[-1]["consumed_samples"]) if start else 0
-    digests = _digest_of_last_checkpoint(uninterrupted), _digest_of_last_checkpoint(resumed)
-    faults = [_delivery_faults(history, samples, epochs) for history in (whole, joined)]
+def same_training(undisturbed: Path, disturbed: Path, *, samples: Samples, epochs: int) -> list[Check]:
+    """Holds two finished runs against each other: what they were given, what they computed, what they saved."""
+    histories = History.read(undisturbed), History.read(disturbed)
+    digests = _digest_of_last_checkpoint(undisturbed), _digest_of_last_checkpoint(disturbed)
+    faults = [_delivery_faults(history, samples, epochs) for history in histories]
     complete = f"{epochs} epochs of {len(samples)}"
-    batches = [[line["keys"] for line in history.deliveries] for history in (whole, joined)]
-    spared = joined.keys(checkpoint // len(samples))[: checkpoint % len(samples)]
-    spared_bytes = sum(samples.get(key, 0) for key in spared)
-    checks = [
+    batches = [[line["keys"] for line in history.deliveries] for history in histories]
+    return [
         Check(
             name="Every sample once an epoch",
-            uninterrupted=faults[0] or complete,
-            resumed=faults[1] or complete,
+            undisturbed=faults[0] or complete,
+            disturbed=faults[1] or complete,
             passed=not any(faults),
         ),
         _equal("Batches: keys and order", "batches", *batches),
-        _equal_records("Loss, gradient norm, rate", "step", _COMPUTED, whole, joined),
-        _equal_records("Validation loss, WER, CER", "valid", _EVALUATED, whole, joined),
+        _equal_records("Loss, gradient norm, rate", "step", _COMPUTED, *histories),
+        _equal_records("Validation loss, WER, CER", "valid", _EVALUATED, *histories),
         Check(
             name="Final checkpoint, every byte",
-            uninterrupted=f"sha256 {digests[0][:8]}",
-            resumed=f"sha256 {digests[1][:8]}",
+            undisturbed=f"sha256 {digests[0][:8]}",
+            disturbed=f"sha256 {digests[1][:8]}",
             passed=digests[0] == digests[1],
         ),
-        Check(
-            name=f"Not replayed of epoch {checkpoint // len(samples) + 1}",
-            uninterrupted="",
-            resumed=f"{len(spared)} samples, {spared_bytes / 1e6:.2f} MB",
-            passed=None,
-        ),
-        Check(
-            name="Lost in the kill, redone",
-            uninterrupted="",
-            resumed=f"{killed.consumed_samples - checkpoint} samples",
-            passed=None,
-        ),
     ]
-    return Comparison(
-        uninterrupted=whole,
-        killed=killed,
-        resumed=joined,
-        samples=samples,
-        epochs=epochs,
-        checkpoint=checkpoint,
-        checks=checks,
-    )
 
 
 def _delivery_faults(history: History, samples: Samples, epochs: int) -> str:
@@ -166,8 +132,8 @@ def _equal(name: str, what: str, first: list[Any], second: list[Any]) -> Check:
     differ = sum(a != b for a, b in zip(first, second)) + abs(len(first) - len(second))
     return Check(
         name=name,
-        uninterrupted=f"{len(first)} {what}",
-        resumed=f"{differ} of {len(second)} differ" if differ else f"{len(second)}, all equal",
+        undisturbed=f"{len(first)} {what}",
+        disturbed=f"{differ} of {len(second)} differ" if differ else f"{len(second)}, all equal",
         passed=not differ and bool(first),
     )
 

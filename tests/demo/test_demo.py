@@ -21,8 +21,9 @@ from shardpipe.audio import probe
 from shardpipe.cli import app
 from shardpipe.demo import Comparison, run_demo
 from shardpipe.demo.chart import ticks
-from shardpipe.demo.compare import History, compare, consumed_samples
+from shardpipe.demo.compare import History, consumed_samples
 from shardpipe.demo.report import report
+from shardpipe.demo.resumed import compare
 from shardpipe.errors import ConfigError, ShardpipeError
 from shardpipe.lists import read_list
 
@@ -84,7 +85,7 @@ def failed(comparison: Comparison) -> list[str]:
 def test_equal_runs_pass_and_what_was_spared_is_counted(tmp_path: Path) -> None:
     comparison = compared(tmp_path)
     assert comparison.passed
-    rows = {check.name: check.resumed for check in comparison.checks}
+    rows = {check.name: check.disturbed for check in comparison.checks}
     assert rows["Every sample once an epoch"] == "2 epochs of 6"
     # Of epoch 2, key0 and key1 came before the checkpoint at 8.
     assert rows["Not replayed of epoch 2"] == "2 samples, 0.00 MB"
@@ -134,7 +135,7 @@ def test_every_difference_is_seen(tmp_path: Path, change: Callable[[Records, Rec
 
 
 def test_what_is_missing_or_twice_is_said(tmp_path: Path) -> None:
-    rows = {check.name: check.resumed for check in compared(tmp_path, give_twice).checks}
+    rows = {check.name: check.disturbed for check in compared(tmp_path, give_twice).checks}
     assert rows["Every sample once an epoch"] == "epoch 2: 2 missing, 2 twice"
 
 
@@ -236,7 +237,7 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_training_that_fails_is_reported_in_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shardpipe.demo.running._SETTINGS", ("--batch-size", "0"))
+    monkeypatch.setattr("shardpipe.demo.stage._SETTINGS", ("--batch-size", "0"))
     with pytest.raises(ShardpipeError, match=r"code 2: shardpipe-train: batch_size is 0") as error:
         run_demo(tmp_path / "demo")
     assert "uninterrupted.log" in error.value.fix
