@@ -13,6 +13,7 @@ from shardpipe.cli.console import print_table
 from shardpipe.errors import ConfigError
 from shardpipe.runtime import cores
 from shardpipe.settings import byte_size
+from shardpipe.store import only_local
 
 if TYPE_CHECKING:
     from shardpipe.serve import DatasetConfig, OpenDataset
@@ -44,10 +45,22 @@ def serve(
     ] = None,
     cache_bytes: Annotated[str | None, typer.Option(help="The most that it takes of its disk, like 200GiB.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Say whether all of that can be had, and end.")] = False,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Train by two replicas that are killed and frozen, and compare.")
+    ] = False,
+    out: Annotated[
+        str | None,
+        typer.Option("-o", "--out", metavar="DIR", help="Folder for the demo.", show_default="runs/serve-demo"),
+    ] = None,
 ) -> None:
     """Make batches for trainers elsewhere: ShardLoader("shardpipe+http://127.0.0.1:7070/NAME")."""
     from shardpipe.serve import ServeConfig, open_datasets, serve, tls_of
 
+    if demo:
+        _demo(out, data, config)
+        return
+    if out is not None:
+        raise ConfigError("out", out, "it is the folder of --demo")
     settings = ServeConfig(
         datasets=_datasets(data, name, config),
         bind=bind,
@@ -75,6 +88,16 @@ def serve(
         print(f"serving at {url}", file=sys.stderr, flush=True)
 
     serve(settings, started=started)
+
+
+def _demo(out: str | None, data: str | None, config: str | None) -> None:
+    from shardpipe.demo import run_service_demo
+
+    for option, value in (("DIR", data), ("config", config)):
+        if value is not None:
+            raise ConfigError(option, value, "--demo serves a dataset of its own")
+    if not run_service_demo(Path(only_local("out", out or "runs/serve-demo"))).passed:
+        raise typer.Exit(1)
 
 
 def _datasets(data: str | None, name: str | None, config: str | None) -> dict[str, DatasetConfig]:

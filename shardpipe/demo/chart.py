@@ -1,4 +1,4 @@
-"""Hand-drawn SVG: curves over labelled axes, and a grid of cells. Colours and type are left to the page's CSS."""
+"""Hand-drawn SVG: curves over labelled axes, rows of spans, cells. Colours and type are left to the page's CSS."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["Chart", "Line", "Mark", "Point", "cell_grid", "line_chart", "ticks"]
+__all__ = ["Chart", "Line", "Mark", "Point", "Row", "cell_grid", "line_chart", "span_chart", "ticks"]
 
 Point = tuple[float, float]
 
@@ -47,9 +47,18 @@ class Chart:
     height: int = 340
 
 
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Spans of x, as (from, to, class in the CSS), with a label before them."""
+
+    label: str
+    spans: Sequence[tuple[float, float, str]]
+
+
 _WIDTH = 920
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 20, 34, 48
 _RADIUS = 4
+_ROW, _BAR = 26, 14
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
@@ -82,7 +91,7 @@ def line_chart(chart: Chart) -> str:
     for value in ticks(low_y, high_y, 5):
         y = at(low_x, value)[1]
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
+        parts.append(f'<text class="tick" x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:,g}</text>')
     for value in ticks(low_x, high_x, 8):
         x = at(value, low_y)[0]
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 5}"/>')
@@ -101,7 +110,7 @@ def line_chart(chart: Chart) -> str:
         f'<text class="axis" x="{right}" y="{chart.height - 8}" text-anchor="end">{escape(chart.x_label)}</text>'
     )
     parts.append(
-        f'<text class="axis" transform="translate(16 {middle:.0f}) rotate(-90)" text-anchor="middle">'
+        f'<text class="axis" transform="translate(12 {middle:.0f}) rotate(-90)" text-anchor="middle">'
         f"{escape(chart.y_label)}</text></svg>"
     )
     return "\n".join(parts)
@@ -126,6 +135,23 @@ def _curve(line: Line, at: Callable[[float, float], Point]) -> str:
         f'<text class="{line.style}" x="{x:.1f}" y="{top - 10:.1f}" text-anchor="middle">{escape(line.label)}</text>'
     )
     return drawn + label
+
+
+def span_chart(rows: Sequence[Row], *, title: str, x_range: Point) -> str:
+    """The rows below one another, as wide as a line_chart of the same range of x."""
+    low, high = x_range
+    scale = (_WIDTH - _LEFT - _RIGHT) / (high - low)
+    parts = []
+    for i, row in enumerate(rows):
+        y = i * _ROW + (_ROW - _BAR) / 2
+        parts.append(f'<text x="{_LEFT - 8}" y="{y + 11:.1f}" text-anchor="end">{escape(row.label)}</text>')
+        parts += [
+            f'<rect class="{style}" x="{_LEFT + (x1 - low) * scale:.1f}" y="{y:.1f}" '
+            f'width="{(x2 - x1) * scale:.1f}" height="{_BAR}" rx="2"/>'
+            for x1, x2, style in row.spans
+        ]
+    height, body = _ROW * len(rows), "\n".join(parts)
+    return f'<svg viewBox="0 0 {_WIDTH} {height}" role="img"><title>{escape(title)}</title>{body}</svg>'
 
 
 def cell_grid(owners: Sequence[str], *, title: str) -> str:
