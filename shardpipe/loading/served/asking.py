@@ -60,7 +60,7 @@ class Client:
                     self.replicas.close()
 
     def answer(self, question: Question[_T], *, patient: bool = True) -> _T:
-        """The answer to a question, asked for as long as storage would be if `patient`, else of each replica once.
+        """The answer to a question, asked with all the patience of `retry` if `patient`, else of each replica once.
 
         Raises StoreError if there is none, and what the answer says is wrong with what is asked for.
         """
@@ -70,7 +70,9 @@ class Client:
         while True:
             try:
                 retry = self.retry if patient else Retry(attempts=1)
-                return attempted(exchange.round, retry, sleep=self._wait_for_one)
+                # As long as may be, not some part of it drawn: a wait ends with the first replica that is back, and of
+                # many batches asked for at once the least patient one would end the run.
+                return attempted(exchange.round, retry, sleep=self._wait_for_one, jitter=lambda: 1.0)
             except Busy as busy:
                 if not patient or abandoned() or time.monotonic() > until:
                     raise self._refused(str(busy)) from None
