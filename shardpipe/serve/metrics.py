@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -12,9 +12,9 @@ _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 
 class Metrics:
-    """Counters by dataset, in a registry of their own."""
+    """Counters by dataset, in a registry of their own; those of `datasets` are there from the start."""
 
-    def __init__(self) -> None:
+    def __init__(self, datasets: Iterable[str] = ()) -> None:
         self._registry = registry = CollectorRegistry()
         by = ["dataset"]
         self.batches = Counter("shardpipe_batches", "Batches sent.", by, registry=registry)
@@ -29,7 +29,9 @@ class Metrics:
         self.refusals = Counter(
             "shardpipe_refusals", "Requests that got nothing, by HTTP status.", ["status"], registry=registry
         )
-
+        for name in datasets:  # a rate from nothing to 1 is none
+            for counter in (self.batches, self.samples, self.bytes, self.hits, self.making):
+                counter.labels(name)
         self.connections = Gauge("shardpipe_connections", "Connections that are open.", registry=registry)
         self._queue = Gauge("shardpipe_queue", "Batches being made, or waiting to be.", registry=registry)
         self._used = Gauge("shardpipe_memory_bytes", "Bytes of batches being made or sent.", registry=registry)

@@ -77,7 +77,7 @@ async def _serve(
     tokens: list[str],
     started: Callable[[str, dict[str, OpenDataset]], None],
 ) -> None:
-    metrics = Metrics()
+    metrics = Metrics(datasets)
     jobs = Jobs(datasets, metrics, threads=config.threads, memory=config.memory_bytes, keep=config.keep_bytes)
     service = Service(datasets, jobs, metrics, tokens)
     runner = web.AppRunner(service.app(), access_log=None, handler_cancellation=True, handle_signals=False)
