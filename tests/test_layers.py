@@ -48,7 +48,7 @@ ONLY_IN = {
     "s3fs": {"store"},
     "botocore": {"store"},
     "aiohttp": {"store", "serve"},
-    "prometheus_client": {"serve"},
+    "prometheus_client": {"serve", "cli.top"},
     "pyarrow": {"dataset", "pack"},
     "torch": {
         *("loading.making", "loading.loader", "loading.feeding", "loading.ranks", "loading.callers", "loading.wire"),

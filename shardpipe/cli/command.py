@@ -19,6 +19,7 @@ from shardpipe.cli.looking import info, verify
 from shardpipe.cli.making import index, pack
 from shardpipe.cli.plans import at, plan, where
 from shardpipe.cli.serving import serve
+from shardpipe.cli.top import top
 from shardpipe.errors import ConfigError, ShardpipeError
 
 __all__ = ["app", "main"]
@@ -38,7 +39,7 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
-for command in (pack, index, verify, info, at, where, plan, doctor, serve, demo):
+for command in (pack, index, verify, info, at, where, plan, doctor, serve, top, demo):
     app.command()(command)
 
 

@@ -9,16 +9,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from shardpipe.errors import StoreError
 
-__all__ = ["Report", "print_json", "print_table", "progress", "size_text", "time_text"]
+__all__ = ["Report", "print_drawn", "print_json", "print_table", "progress", "size_text", "time_text"]
 
 _SECONDS_BETWEEN_LINES = 10.0
+_WIDE = 200
 
 Report = Callable[[int, int, int], None]
 """Called with (done, of how many, bytes so far)."""
@@ -56,6 +57,13 @@ def print_table(title: str, rows: Mapping[str, str]) -> None:
         table.add_row(f"[bold]{escape(name)}[/bold]", escape(value))
     with _standard_output():
         Console().print(table)
+
+
+def print_drawn(draw: Callable[[int], RenderableType]) -> None:
+    """What rich draws in a width, on standard output: the terminal's, or a generous one where there is none."""
+    console = Console(width=None if sys.stdout.isatty() else _WIDE)
+    with _standard_output():
+        console.print(draw(console.width))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Commands of the data service: serve, top."""
+"""The command serve: batches for trainers elsewhere."""
 
 from __future__ import annotations
 

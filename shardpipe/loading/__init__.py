@@ -24,7 +24,16 @@ if TYPE_CHECKING:
     from shardpipe.loading.making import Batch, Form, Maker, Padded, Sample, Skipped, asking
     from shardpipe.loading.read import Payload, Reader, SampleRow, coalesce, rows_of
     from shardpipe.loading.sequence import BatchSequence
-    from shardpipe.loading.served import ServedMaker, Service, ServiceCounts, is_loopback, is_served, read_tokens
+    from shardpipe.loading.served import (
+        Onlooker,
+        Seen,
+        ServedMaker,
+        Service,
+        ServiceCounts,
+        is_loopback,
+        is_served,
+        read_tokens,
+    )
     from shardpipe.loading.wire import (
         FORMAT,
         NAME,
@@ -49,7 +58,16 @@ else:
         making=["Batch", "Form", "Maker", "Padded", "Sample", "Skipped", "asking"],
         read=["Payload", "Reader", "SampleRow", "coalesce", "rows_of"],
         sequence=["BatchSequence"],
-        served=["ServedMaker", "Service", "ServiceCounts", "is_loopback", "is_served", "read_tokens"],
+        served=[
+            "Onlooker",
+            "Seen",
+            "ServedMaker",
+            "Service",
+            "ServiceCounts",
+            "is_loopback",
+            "is_served",
+            "read_tokens",
+        ],
         wire=[
             "FORMAT",
             "NAME",
@@ -78,6 +96,7 @@ __all__ = [
     "Form",
     "Maker",
     "NoDataLoader",
+    "Onlooker",
     "Padded",
     "Payload",
     "Place",
@@ -85,6 +104,7 @@ __all__ = [
     "Refusal",
     "Sample",
     "SampleRow",
+    "Seen",
     "ServedMaker",
     "Service",
     "ServiceCounts",

@@ -9,7 +9,7 @@ samples, so replicas hold no state: one that is lost costs another request.
     replicas    which to ask, which to leave alone; watch: the thread that looks after them
     exchange    a question, and as many replicas as it takes; asking: again, as long as is patient
     index       the index through the service; making: batches, as a Maker has them
-    opening     all of that for a loader
+    opening     all of that for a loader; looking: what servers say to who asks no batch of them
 """
 
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from shardpipe.runtime import lazily
 if TYPE_CHECKING:
     from shardpipe.loading.served.access import read_tokens
     from shardpipe.loading.served.addresses import is_loopback, is_served
+    from shardpipe.loading.served.looking import Onlooker, Seen
     from shardpipe.loading.served.making import ServedMaker
     from shardpipe.loading.served.opening import Digests, Service, ServiceCounts
 else:
@@ -27,12 +28,15 @@ else:
         __name__,
         access=["read_tokens"],
         addresses=["is_loopback", "is_served"],
+        looking=["Onlooker", "Seen"],
         making=["ServedMaker"],
         opening=["Digests", "Service", "ServiceCounts"],
     )
 
 __all__ = [
     "Digests",
+    "Onlooker",
+    "Seen",
     "ServedMaker",
     "Service",
     "ServiceCounts",

@@ -6,7 +6,7 @@ import ipaddress
 import re
 import socket
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,7 +17,7 @@ from shardpipe.loading.wire import NAME
 from shardpipe.settings import check
 from shardpipe.store import checked_url
 
-__all__ = ["PREFIX", "Address", "Server", "is_loopback", "is_served", "servers_of"]
+__all__ = ["PREFIX", "Address", "Server", "hosts_of", "is_loopback", "is_served", "servers_of"]
 
 PREFIX = "shardpipe+"
 _FORM = "it must be like https://host:7070/NAME, NAME being that of a dataset there"
@@ -75,14 +75,23 @@ def servers_of(places: str | Iterable[str]) -> tuple[Server, ...]:
     """The servers that URLs name, in a list or with commas between, braces expanded: https://{a,b}:7070/speech. Raises
     ConfigError.
     """
-    if not isinstance(places, str) and not isinstance(places, Iterable):
-        raise ConfigError("servers", places, "it must be a list of URLs")
-    given = _BETWEEN.split(places) if isinstance(places, str) else list(places)
-    servers = tuple(dict.fromkeys(_server(url) for place in given for url in _expanded(place)))
-    check("servers", given, bool(servers), "it must name one at least")
+    servers = tuple(dict.fromkeys(_server(url) for url in _urls(places)))
     names = sorted({server.name for server in servers})
     check("servers", names, len(names) == 1, "all must have one dataset, by one name")
     return servers
+
+
+def hosts_of(places: str | Iterable[str]) -> tuple[Server, ...]:
+    """The same for who asks for no dataset: each host once, whatever names the URLs have. Raises ConfigError."""
+    return tuple(dict.fromkeys(replace(_server(url, named=False), name="") for url in _urls(places)))
+
+
+def _urls(places: Any) -> list[str]:
+    if not isinstance(places, str) and not isinstance(places, Iterable):
+        raise ConfigError("servers", places, "it must be a list of URLs")
+    given = _BETWEEN.split(places) if isinstance(places, str) else list(places)
+    check("servers", given, bool(given), "it must name one at least")
+    return [url for place in given for url in _expanded(place)]
 
 
 def _expanded(place: Any) -> list[str]:
@@ -93,7 +102,7 @@ def _expanded(place: Any) -> list[str]:
         raise ConfigError("servers", place, "its braces must be balanced") from error
 
 
-def _server(url: str) -> Server:
+def _server(url: str, *, named: bool = True) -> Server:
     url = checked_url("servers", url.removeprefix(PREFIX))
     try:
         parts = urlsplit(url)
@@ -101,7 +110,8 @@ def _server(url: str) -> Server:
     except ValueError as error:
         raise ConfigError("servers", url, _FORM) from error
     path, _, name = parts.path.rstrip("/").rpartition("/")
-    fits = parts.scheme in _PORTS and host and re.fullmatch(NAME, name) and not parts.fragment
+    goes = re.fullmatch(NAME, name) if name or named else True
+    fits = parts.scheme in _PORTS and host and goes and not parts.fragment
     check("servers", url, bool(fits), _FORM)
     plain = parts.scheme == "https" or is_loopback(host)
     check("servers", url, plain, "plain http is for servers on this machine alone: others are reached by https")
