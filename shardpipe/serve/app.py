@@ -143,7 +143,7 @@ class Service:
             if match is None or int(match[1]) >= stat.size:
                 return web.Response(status=416)
             first, last = int(match[1]), min(int(match[2] or last), last)
-        if last - first >= _RANGE_MAX and wanted is not None:
+        if wanted is not None and not first <= last < first + _RANGE_MAX:
             return web.Response(status=416)
         data = await asyncio.to_thread(dataset.read, file, first, last - first + 1)
         digest = await asyncio.to_thread(content_digest, data)
