@@ -205,7 +205,8 @@ class Exchange(Generic[_T]):
         if head.status == 401 and self._access.renewed():
             return Broken("the token has changed")
         what = refusal.what if refusal else f"it answers HTTP {head.status}"
-        self._replicas.failed(replica, what, lasts=400 <= head.status < 500)
+        # 408: it was this side that was slow.
+        self._replicas.failed(replica, what, lasts=400 <= head.status < 500 and head.status != 408)
         return _Next()
 
     def _keep(self, call: _Call) -> None:
