@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 from shardpipe.loading import digest_of
@@ -104,7 +104,12 @@ class Jobs:
 
         future = self._threads.submit(make)
         job = self._jobs[digest] = _Job(request.datasets[0].name, future, loop.create_future(), taken)
-        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._finish, digest, job))
+
+        def finish(_: Future[Answer]) -> None:
+            with suppress(RuntimeError):  # the loop, and with it the server, has ended meanwhile
+                loop.call_soon_threadsafe(self._finish, digest, job)
+
+        future.add_done_callback(finish)
         return job
 
     def _finish(self, digest: str, job: _Job) -> None:

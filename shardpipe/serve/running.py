@@ -31,6 +31,8 @@ __all__ = ["open_datasets", "serve", "tls_of"]
 _log = logging.getLogger("shardpipe.serve")
 
 _LOOK = 0.05
+_END_SECONDS = 1.0
+"""For what goes on after the drain, which the library would give another minute."""
 
 
 def open_datasets(config: ServeConfig) -> dict[str, OpenDataset]:
@@ -80,7 +82,9 @@ async def _serve(
     metrics = Metrics(datasets)
     jobs = Jobs(datasets, metrics, threads=config.threads, memory=config.memory_bytes, keep=config.keep_bytes)
     service = Service(datasets, jobs, metrics, tokens)
-    runner = web.AppRunner(service.app(), access_log=None, handler_cancellation=True, handle_signals=False)
+    runner = web.AppRunner(
+        service.app(), access_log=None, handler_cancellation=True, handle_signals=False, shutdown_timeout=_END_SECONDS
+    )
     await runner.setup()
     assert runner.server is not None
     connections = service.connections = Connections(runner.server, config.connections)
