@@ -9,18 +9,23 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
+from inspect import signature
 from pathlib import Path
 
 import fsspec
 import pytest
 
+from shardpipe.cli.serving import serve
 from tests.s3 import SECRETS
+from tests.serve.serving import running
 from tests.speech import write_list
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SNIPPETS = [code for page in PAGES for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)]
+(SERVE_YAML,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "service.md").read_text(), re.DOTALL)
 COMMANDS = [line.split("#")[0].strip() for line in README.splitlines() if line.startswith("    shardpipe ")]
 
 
@@ -48,6 +53,39 @@ def folder(bucket: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run("shardpipe pack data.list -o s3://bucket/set", path)
     run("shardpipe pack data.list -o s3://bucket/old --shard-samples 3", path)
     return path
+
+
+@pytest.fixture(scope="module")
+def served(folder: Path) -> Iterator[dict[str, str]]:
+    """Servers as docs/service.md has them, and what pages call by other names: addresses, the module of functions."""
+    functions = {"mypkg.augment": "tests.serve.functions"}
+    (folder / "serve.yaml").write_text(replaced(SERVE_YAML, functions))
+    (folder / "token").write_text("0123456789abcdef" * 4)
+    names = "subjectAltName=DNS:localhost,IP:127.0.0.1"
+    openssl = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=shardpipe"]
+    made = [*openssl, "-addext", names, "-keyout", "key.pem", "-out", "cert.pem"]
+    subprocess.run(made, cwd=folder, check=True, capture_output=True)
+    secured = "--tls-cert", folder / "cert.pem", "--tls-key", folder / "key.pem", "--token-file", folder / "token"
+    with ExitStack() as stack:
+        ports = []
+        for arguments in (
+            *[("--config", folder / "serve.yaml", *secured)] * 2,
+            (folder / "packed", "--name", "speech"),
+        ):
+            server = stack.enter_context(running(*arguments))
+            ports.append(server.url.rpartition(":")[2])
+        yield functions | {
+            "https://{a,b}:7070": f"https://127.0.0.1:{{{ports[0]},{ports[1]}}}",
+            "https://a:7070": f"https://127.0.0.1:{ports[0]}",
+            "https://b:7070": f"https://127.0.0.1:{ports[1]}",
+            "http://127.0.0.1:7070": f"http://127.0.0.1:{ports[2]}",
+        }
+
+
+def replaced(text: str, others: dict[str, str]) -> str:
+    for name, other in others.items():
+        text = text.replace(name, other)
+    return text
 
 
 def run(command: str, folder: Path) -> None:
@@ -116,8 +154,8 @@ exec(compile(code, "snippet", "exec"))
 
 
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
-def test_snippets_run(folder: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    code = SNIPPETS[number]
+def test_snippets_run(folder: Path, served: dict[str, str], monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    code = replaced(SNIPPETS[number], served)
     if any(name in code for name in ("lightning", "transformers", "accelerat", "backward")):
         script = _SUPPOSED.format(code=code, examples=str(ROOT / "examples"))
         run_python(["-W", "ignore", "-c", script], folder)
@@ -137,14 +175,24 @@ def test_there_are_snippets_and_commands() -> None:
         "where",
         "plan",
         "doctor",
+        "serve",
+        "top",
     }
 
 
-def test_commands_run(folder: Path) -> None:
+def test_commands_run(folder: Path, served: dict[str, str]) -> None:
     (folder / "packed").rename(folder / "packed-before")
     for command in COMMANDS:
         at_hand = command.replace("KEY", "utt00003").replace("12345", "12")
-        run(at_hand, folder)
+        if command.startswith("shardpipe serve ") and "--check" not in command:
+            at_hand += " --check"  # it would serve until it is ended
+        run(replaced(at_hand, served), folder)
+
+
+def test_the_unit_gives_options_that_serve_has() -> None:
+    unit = (ROOT / "deploy" / "shardpipe-serve.service").read_text()
+    given = re.findall(r"--([a-z-]+)", unit.partition("ExecStart=")[2].partition("\n#")[0])
+    assert {"config", "token-file"} <= set(given) <= {name.replace("_", "-") for name in signature(serve).parameters}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

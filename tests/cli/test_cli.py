@@ -188,7 +188,7 @@ def test_help_and_version() -> None:
     import shardpipe as package
 
     assert shardpipe("--version").stdout.strip() == package.__version__
-    for command in ("pack", "index", "verify", "info", "at", "where", "plan", "doctor", "demo"):
+    for command in ("pack", "index", "verify", "info", "at", "where", "plan", "doctor", "serve", "top", "demo"):
         assert command in shardpipe("--help").stdout
 
 
