@@ -11,7 +11,7 @@ BARE := .venv-bare
 OLDEST_LOOPS := $(shell sed -n '/^dev/,/^]/s/.*"\(accelerate\|lightning\|transformers\)>=\([0-9.]*\)".*/\1==\2.0/p' pyproject.toml)
 OLDEST_TORCH := $(shell sed -n 's/.*"torch>=\([0-9.]*\)".*/\1/p' pyproject.toml)
 
-.PHONY: demo test test-oldest test-bare bench bench-env clean help
+.PHONY: demo test soak test-oldest test-bare bench bench-env clean help
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -25,6 +25,10 @@ test: $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(BIN)/mypy tools
 	$(BIN)/pytest -n auto --dist worksteal
+
+# What takes minutes: a data service under a thousand faults, and a server under a hundred thousand requests.
+soak: $(VENV)/installed-dev
+	$(BIN)/pytest -m soak -s
 
 # The same tests with the oldest torch that pyproject.toml admits, and the oldest of those whose loops are tried.
 test-oldest: $(OLDEST)/installed

@@ -13,6 +13,15 @@ settings.register_profile("shardpipe", deadline=None, derandomize=bool(os.enviro
 settings.load_profile("shardpipe")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes minutes runs where somebody asks for it: by the marker, or by its name."""
+    if "soak" in config.option.markexpr or any("::" in argument for argument in config.args):
+        return
+    for item in items:
+        if item.get_closest_marker("soak"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes: make soak"))
+
+
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     """The URL of an S3 server; every test makes a bucket of its own there."""
