@@ -1,4 +1,4 @@
-"""Faults for the data service: a proxy that spoils the answers of a replica, and what becomes of replicas' processes."""
+"""Faults for the data service: a proxy that spoils the answers of a replica, and what happens to its process."""
 
 from __future__ import annotations
 

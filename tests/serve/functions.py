@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from shardpipe import Place, Sample
 
-__all__ = ["broken", "everything", "louder", "placed", "strange", "unsendable"]
+__all__ = ["broken", "everything", "louder", "placed", "slow", "strange", "unsendable"]
 
 
 def louder(sample: Sample, rng: np.random.Generator) -> Sample:
@@ -49,3 +50,8 @@ def placed(samples: list[Sample], place: Place) -> dict[str, Any]:
 
 def unsendable(samples: list[Sample]) -> Any:
     return {"samples": samples}
+
+
+def slow(sample: Sample, rng: np.random.Generator) -> Sample:
+    time.sleep(2)
+    return sample
