@@ -145,8 +145,73 @@ def test_probes_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 
+def test_servers_that_are_named_while_others_are_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last word is the user's."""
+    asked, go_on = threading.Event(), threading.Event()
+    ask = socket.getaddrinfo
+
+    def slow(host: str, port: int, **options: Any) -> Any:
+        if port == 7000:
+            asked.set()
+            assert go_on.wait(PATIENCE)
+        return ask(host, port, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    service = served.Service("http://127.0.0.1:7000/speech")
+    thread = threading.Thread(target=service.replicas.resolve)
+    thread.start()
+    assert asked.wait(PATIENCE)
+    service.urls = ["http://127.0.0.1:7001/speech"]
+    go_on.set()
+    thread.join()
+    assert [replica.name for replica in service.replicas.all] == ["http://127.0.0.1:7001"]
 
 
+def test_looked_up_twice_at_once_a_replica_is_still_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = threading.Barrier(2)
+    ask = socket.getaddrinfo
+
+    def together(*arguments: Any, **options: Any) -> Any:
+        both.wait(PATIENCE)
+        return ask(*arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", together)
+    replicas = Replicas(servers_of("http://127.0.0.1:7000/speech"))
+    found: list[Replica] = []
+
+    def resolve() -> None:
+        replicas.resolve()
+        found.extend(replicas.all)
+
+    threads = [threading.Thread(target=resolve) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(found)) == 1
+
+
+def test_a_host_that_can_have_no_address(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    impatient(monkeypatch)
+    loader = ShardLoader(data, servers=[f"https://{'a' * 70}:7070/speech"], **PLAN)
+    with pytest.raises(StoreError, match="a{70} cannot be found"):
+        next(iter(loader))
+
+
+def test_names_are_looked_up_often_while_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For whoever comes back may do so at another address."""
+    asked: list[str] = []
+    ask = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *rest, **options: asked.append(host) or ask(host, *rest, **options)
+    )
+    replicas = Replicas(servers_of(f"http://127.0.0.1:{closed_port()}/speech"))
+    watch = Watch(replicas, Access(None, None), lambda _: None)
+    watch.begin()
+    try:
+        assert eventually(lambda: len(asked) >= 3)
+    finally:
+        watch.end()
 
 
 def closed_port() -> int:
@@ -154,6 +219,32 @@ def closed_port() -> int:
         port: int = server.getsockname()[1]
         return port
 
+
+def test_names_that_are_found_again(
+    data: Path, here: list[Any], pair: tuple[Server, Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not known at first, then one address, and after that another one."""
+    ask = socket.getaddrinfo
+    answers: list[Any] = [socket.gaierror(-3, "Temporary failure in name resolution")] * 2
+
+    def getaddrinfo(host: str, port: int, **options: Any) -> Any:
+        if host != "localhost":
+            return ask(host, port, **options)
+        if isinstance(answer := answers[0], Exception):
+            answers.pop(0)
+            raise answer
+        return ask("127.0.0.1", answer, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    one, other = (int(server.url.rpartition(":")[2]) for server in pair)
+    answers.append(one)
+    got = []
+    for batch in ShardLoader(data, servers=["http://localhost:7070/speech"], **PLAN):
+        got.append(batch)
+        if len(got) == 5:
+            answers[:] = [other]
+            pair[0].kill()
+    assert_same(got, here)
 
 
 def test_servers_change_while_a_loop_runs(data: Path, here: list[Any], pair: tuple[Server, Server]) -> None:

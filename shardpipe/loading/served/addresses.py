@@ -65,7 +65,10 @@ class Server:
 
     def addresses(self) -> list[Address]:
         """Those of its host, by DNS. Raises OSError."""
-        found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        try:
+            found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        except UnicodeError as error:
+            raise OSError(f"it is no name of a host: {error}") from error
         places = dict.fromkeys(Address(family, place) for family, _, _, _, place in found)
         # A host of both kinds of addresses is not to count twice.
         return [place for place in places if place.family == socket.AF_INET] or list(places)

@@ -82,8 +82,9 @@ class Replica:
             connection.close()
 
     def close(self) -> None:
-        while self._idle:
-            self._idle.pop()[1].close()
+        idle, self._idle = self._idle, []  # not one by one: others take from it
+        for _, connection in idle:
+            connection.close()
 
 
 class Replicas:
@@ -107,18 +108,21 @@ class Replicas:
 
     def resolve(self) -> None:
         """Asks DNS anew; what it does not know any more is let go of, if it knows any."""
-        found: dict[str, Replica] = {}
-        known = {replica.name: replica for replica in self.all}
-        for server in self.servers:
+        servers = self.servers
+        there: dict[Server, list[Address]] = {}
+        for server in servers:
             try:
-                addresses = server.addresses()
+                there[server] = server.addresses()
             except OSError as error:
                 self.resolve_fault = f"{server.host} cannot be found ({error.strerror or error})"
-                found |= {name: one for name, one in known.items() if one.server == server}
-                continue
-            fresh = [Replica(server, address) for address in addresses]
-            found |= {one.name: known.get(one.name, one) for one in fresh}
         with self.changed:
+            if servers is not self.servers:  # others were named meanwhile, and looked up then
+                return
+            known = {replica.name: replica for replica in self.all}
+            found = {name: one for name, one in known.items() if one.server in set(servers) - there.keys()}
+            for server, addresses in there.items():
+                fresh = [Replica(server, address) for address in addresses]
+                found |= {one.name: known.get(one.name, one) for one in fresh}
             for name in known.keys() - found.keys():
                 known[name].fault = "it is not among the servers any more"
                 known[name].close()

@@ -20,6 +20,8 @@ __all__ = ["Watch", "request_head"]
 
 _LOOK = 0.05
 _RESOLVE_EVERY = 30.0
+_RESOLVE_WITHOUT = 1.0
+"""Seconds between, while no replica is in use."""
 _ALIVE_WITHIN = 0.3
 """Seconds in which a replica that owes an answer must say that it lives."""
 _ANSWER_WITHIN = 2.0
@@ -85,7 +87,11 @@ class Watch:
     def _resolve(self, stop: threading.Event) -> None:
         while not stop.is_set():
             self._replicas.resolve()
-            stop.wait(_RESOLVE_EVERY if self._replicas.all else 1.0)
+            resolved_at = time.monotonic()
+            # Whoever is gone may come back at another address.
+            while not stop.wait(_RESOLVE_WITHOUT) and self._replicas.up:
+                if time.monotonic() >= resolved_at + _RESOLVE_EVERY:
+                    break
 
     def _due(self, replica: Replica) -> _Probe | None:
         """A probe of a replica, if it is time for one."""
