@@ -144,6 +144,16 @@ def test_probes_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert replica.probe_at <= 1000.1
 
 
+def test_many_calls_that_fail_at_once_are_one_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a server that is back at once is asked at once."""
+    monkeypatch.setattr(module.time, "monotonic", lambda: 1000.0)
+    replicas = known(1)
+    (replica,) = replicas.all
+    for _ in range(16):
+        replicas.failed(replica, "Connection reset by peer")
+    assert replica.probe_at <= 1000.1
+    assert replicas.num_failures == 1
+
 
 def test_servers_that_are_named_while_others_are_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last word is the user's."""

@@ -153,9 +153,13 @@ class Replicas:
 
         return sorted(up, key=rank)
 
-    def failed(self, replica: Replica, fault: str, *, lasts: bool = False) -> None:
-        """Leaves a replica alone until it answers a probe, which comes the later the more often it has failed."""
+    def failed(self, replica: Replica, fault: str, *, lasts: bool = False, probed: bool = False) -> None:
+        """Leaves a replica alone until it answers a probe, which comes the later the more often it has failed. Of
+        calls that fail together the first one counts; a probe always does.
+        """
         with self.changed:
+            if replica.fault is not None and not probed:
+                return
             if replica.fault is None or replica.fault != fault:
                 _log.warning("the server %s is left alone until it answers again: %s", replica.name, fault)
             if replica.fault is None:

@@ -104,7 +104,7 @@ class Watch:
         try:
             connection = Connection(replica.server, replica.address, self._access.tls_for(replica.server))
         except Broken as error:
-            self._replicas.failed(replica, str(error))
+            self._replicas.failed(replica, str(error), probed=True)
             return None
         line = () if overdue else (self._access.header,)
         connection.ask(request_head("GET", replica, "/healthz" if overdue else "/about", *line))
@@ -126,7 +126,7 @@ class Watch:
             else:
                 return True
         except Broken as error:
-            self._replicas.failed(replica, str(error))
+            self._replicas.failed(replica, str(error), probed=True)
         probe.connection.close()
         return False
 
@@ -136,7 +136,7 @@ class Watch:
         if head.status in (401, 403):
             if self._access.renewed():
                 raise Broken("the token has changed")
-            self._replicas.failed(replica, "it refuses the token: give its own by token_file", lasts=True)
+            self._replicas.failed(replica, "it refuses the token: give its own by token_file", lasts=True, probed=True)
             return
         if head.status != 200 or head.length > _ABOUT_MAX:
             what = (
@@ -151,6 +151,6 @@ class Watch:
             raise Broken(f"what it says of itself cannot be read ({error})") from error
         replica.about = about
         if refused := self._accept(about):
-            self._replicas.failed(replica, refused, lasts=True)
+            self._replicas.failed(replica, refused, lasts=True, probed=True)
         else:
             self._replicas.answered(replica)
