@@ -396,6 +396,20 @@ def test_a_forked_process_asks_for_itself(data: Path, here: list[Any], pair: tup
     assert_same(got, here)
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda loader: pickle.loads(pickle.dumps(loader))])
+@pytest.mark.parametrize("served", [False, True], ids=["servers", "a service"])
+def test_a_copy_asks_for_itself(
+    data: Path, here: list[Any], pair: tuple[Server, Server], copied: Callable[[Any], Any], served: bool
+) -> None:
+    place: tuple[Any, dict[str, Any]] = (
+        (f"shardpipe+{at(pair[0])[0]}", {}) if served else (data, {"servers": at(*pair)})
+    )
+    loader = ShardLoader(place[0], **place[1], **PLAN)
+    batches = iter(loader)
+    got = [next(batches) for _ in range(3)]
+    assert_same(list(copied(loader)), here[3:])
+    assert_same([*got, *batches], here)
+
 
 def left_behind() -> list[str]:
     names = [thread.name for thread in threading.enumerate() if thread.name.startswith("shardpipe")]

@@ -25,11 +25,15 @@ class Sharing:
 
     def __init__(self, served: ServedMaker, threads: int) -> None:
         self._served = served
+        self._threads = threads
         self._most = 2 * threads
         """As many as are being made, and as many whose bytes are read meanwhile."""
         self._own: set[int] = set()
         self._making = threading.Semaphore(max(1, threads))
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Sharing, (self._served, self._threads)
 
     @property
     def makes(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import ssl
 from pathlib import Path
+from typing import Any
 
 from shardpipe.errors import ConfigError
 from shardpipe.loading.served.addresses import Server
@@ -42,11 +43,15 @@ class Access:
     def __init__(self, token_file: str | os.PathLike[str] | None, tls_ca: str | os.PathLike[str] | None) -> None:
         self._file = token_file
         self._token = "" if token_file is None else read_tokens(token_file)[0]
-        ca = None if tls_ca is None else only_local("tls_ca", tls_ca)
+        self._ca = ca = None if tls_ca is None else only_local("tls_ca", tls_ca)
         try:
             self._tls = ssl.create_default_context(cafile=ca)
         except OSError as error:
             raise ConfigError("tls_ca", ca, f"it must be a file of certificates, in PEM ({error})") from error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy reads the files itself: no token is written anywhere."""
+        return Access, (self._file, self._ca)
 
     @property
     def header(self) -> bytes:

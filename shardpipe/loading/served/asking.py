@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from shardpipe.errors import StoreError
 from shardpipe.loading.served.access import Access
@@ -36,6 +36,13 @@ class Client:
         self.retry = retry
         self._access = access
         self._watch = watch
+        self.__setstate__({})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_users")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
         self._begin()
         after_fork(self, Client._begin)
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
+from typing import Any
 
 from shardpipe.loading.served.addresses import Address, Server
 from shardpipe.loading.served.connection import Connection
@@ -99,6 +100,10 @@ class Replicas:
         self._p95 = 0.0
         self.resolve_fault = ""
         after_fork(self, Replicas._forked)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, in this process or another, gets to know them for itself."""
+        return Replicas, (self.servers,)
 
     def _forked(self) -> None:
         """What was under way is the parent's, and so are its connections."""

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from shardpipe.loading.served.access import Access
 from shardpipe.loading.served.connection import Broken, Connection, Head
@@ -55,6 +56,9 @@ class Watch:
         self._access = access
         self._accept = accept
         self._stop: threading.Event | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_stop": None}
 
     def begin(self) -> None:
         self._stop = threading.Event()
