@@ -17,20 +17,21 @@ import torch
 
 from shardpipe import Batch, ShardLoader
 
-__all__ = ["ROOT", "Server", "assert_same", "batches_of", "running", "same_batch"]
+__all__ = ["MAIN", "ROOT", "Server", "assert_same", "batches_of", "running", "same_batch"]
 
 ROOT = Path(__file__).parents[2]
-_MAIN = "from shardpipe.cli import main; main()"
+MAIN = "from shardpipe.cli import main; main()"
 _PATIENCE = 60
 
 
 class Server:
     """One `shardpipe serve`; its port stays the same when it is started again."""
 
-    def __init__(self, *arguments: str, log: Path, bind: str = "127.0.0.1:0") -> None:
+    def __init__(self, *arguments: str, log: Path, bind: str = "127.0.0.1:0", main: str = MAIN) -> None:
         self._arguments = arguments
         self._log = log
         self._bind = bind
+        self._main = main
         self.url = ""
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -38,7 +39,7 @@ class Server:
         before = self._log.stat().st_size if self._log.exists() else 0
         with open(self._log, "ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", _MAIN, "serve", *self._arguments, "--bind", self._bind],
+                [sys.executable, "-c", self._main, "serve", *self._arguments, "--bind", self._bind],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -78,10 +79,10 @@ class Server:
 
 
 @contextmanager
-def running(*arguments: Any, bind: str = "127.0.0.1:0") -> Iterator[Server]:
+def running(*arguments: Any, bind: str = "127.0.0.1:0", main: str = MAIN) -> Iterator[Server]:
     """A server of these arguments, until the block is left."""
     with tempfile.TemporaryDirectory() as folder:
-        server = Server(*map(str, arguments), log=Path(folder) / "server.log", bind=bind)
+        server = Server(*map(str, arguments), log=Path(folder) / "server.log", bind=bind, main=main)
         try:
             server.start()
             yield server

@@ -58,15 +58,15 @@ class Access:
         """The line of a request's head that shows it."""
         return f"Authorization: Bearer {self._token}\r\n".encode() if self._token else b""
 
-    def renewed(self) -> bool:
-        """Whether the file holds another token now."""
+    def renewed(self, shown: bytes) -> bool:
+        """Whether it is another one, by the file, than was `shown` as a header: to be tried before it is refused."""
         if self._file is None:
             return False
         try:
-            before, self._token = self._token, read_tokens(self._file)[0]
+            self._token = read_tokens(self._file)[0]
         except ConfigError:  # it is being written
-            return False
-        return self._token != before
+            return True
+        return self.header != shown
 
     def tls_for(self, server: Server) -> ssl.SSLContext | None:
         """What secures a connection, if it is to be."""

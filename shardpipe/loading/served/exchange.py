@@ -66,6 +66,8 @@ class _Call:
     connection: Connection
     reused: bool
     number: int
+    shown: bytes
+    """The header that shows a token."""
     began: float = field(default_factory=time.monotonic)
 
 
@@ -128,9 +130,10 @@ class Exchange(Generic[_T]):
         except Broken as error:
             self._replicas.failed(replica, str(error))
             return False
-        lines = (self._access.header, *question.lines, b"Content-Length: %d\r\n" % len(question.body))
+        shown = self._access.header
+        lines = (shown, *question.lines, b"Content-Length: %d\r\n" % len(question.body))
         connection.ask(request_head(question.method, replica, question.path, *lines) + question.body)
-        call = _Call(replica, connection, reused, self._replicas.called(again=self._failed))
+        call = _Call(replica, connection, reused, self._replicas.called(again=self._failed), shown)
         replica.calls[call.number] = call.began
         self._calls.append(call)
         return True
@@ -191,7 +194,7 @@ class Exchange(Generic[_T]):
     def _refused(self, call: _Call, head: Head, body: Body) -> Exception:
         """What to make of an answer that is none."""
         replica, refusal = call.replica, _refusal(head, body)
-        if head.status in (422, 429):
+        if head.status in (422, 429) and not body.left:
             self._keep(call)
         if head.status == 429:
             replica.busy_until = time.monotonic() + min(5.0, max(0.05, head.retry_after)) * _random.random()
@@ -202,7 +205,7 @@ class Exchange(Generic[_T]):
                 return refusal.error()
             self._told = refusal.error()  # another replica may have the shard whole
             return _Next()
-        if head.status == 401 and self._access.renewed():
+        if head.status == 401 and self._access.renewed(call.shown):
             return Broken("the token has changed")
         what = refusal.what if refusal else f"it answers HTTP {head.status}"
         # 408: it was this side that was slow.

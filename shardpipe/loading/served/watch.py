@@ -46,6 +46,8 @@ class _Probe:
     seconds: float
     began: float = field(default_factory=time.monotonic)
     is_of_life: bool = False
+    shown: bytes = b""
+    """The header that shows a token."""
 
 
 class Watch:
@@ -110,10 +112,10 @@ class Watch:
         except Broken as error:
             self._replicas.failed(replica, str(error), probed=True)
             return None
-        line = () if overdue else (self._access.header,)
-        connection.ask(request_head("GET", replica, "/healthz" if overdue else "/about", *line))
+        shown = b"" if overdue else self._access.header
+        connection.ask(request_head("GET", replica, "/healthz" if overdue else "/about", shown))
         seconds = _ALIVE_WITHIN if overdue else _ANSWER_WITHIN
-        return _Probe(replica, connection, seconds, is_of_life=overdue)
+        return _Probe(replica, connection, seconds, is_of_life=overdue, shown=shown)
 
     def _goes_on(self, probe: _Probe, ready: set[int]) -> bool:
         """Whether its answer is still to come."""
@@ -138,7 +140,7 @@ class Watch:
         """What a replica has said of itself is as it should be, or Broken says what is not."""
         replica = probe.replica
         if head.status in (401, 403):
-            if self._access.renewed():
+            if self._access.renewed(probe.shown):
                 raise Broken("the token has changed")
             self._replicas.failed(replica, "it refuses the token: give its own by token_file", lasts=True, probed=True)
             return
