@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import hmac
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import nullcontext
 
 import msgspec
 from aiohttp import web
@@ -25,7 +26,8 @@ __all__ = ["Service"]
 
 _BODY_MAX = 4 << 20
 _BODIES = 32
-"""That are read at once."""
+"""That are read at once, beside small ones: who sends none slowly waits for nobody who does."""
+_BODY_SMALL = 1 << 16
 _BODY_SECONDS = 10.0
 _CHUNK = 1 << 20
 _CHUNK_SECONDS = 20.0
@@ -65,13 +67,24 @@ class Service:
 
         app = web.Application(client_max_size=_BODY_MAX, middlewares=[guard])
         app.on_response_prepare.append(_nameless)
-        app.router.add_get("/healthz", self._health)
-        app.router.add_get("/readyz", self._ready)
-        app.router.add_get("/metrics", self._measured)
-        app.router.add_get("/about", self._tell)
-        app.router.add_get("/index/{name}/{file:.+}", self._index)
-        app.router.add_post("/batch", self._batch)
+        for method, path, handler in (
+            ("GET", "/healthz", self._health),
+            ("HEAD", "/healthz", self._health),
+            ("GET", "/readyz", self._ready),
+            ("HEAD", "/readyz", self._ready),
+            ("GET", "/metrics", self._measured),
+            ("GET", "/about", self._tell),
+            ("GET", "/index/{name}/{file:.+}", self._index),
+            ("POST", "/batch", self._batch),
+            ("*", "/{all:.*}", self._nothing),
+        ):
+            app.router.add_route(method, path, handler, expect_handler=self._expected)
         return app
+
+    async def _expected(self, request: web.Request) -> None:
+        """This comes before the guard."""
+        if request.headers["Expect"].lower() == "100-continue" and self._may(request):
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     async def _guard(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         """Nobody without a token gets further; and whatever goes wrong is told in our own words."""
@@ -116,6 +129,9 @@ class Service:
         fits = [hmac.compare_digest(given, token.encode()) for token in self.tokens]
         return any(fits) and scheme.lower() == "bearer"
 
+    async def _nothing(self, _: web.Request) -> web.Response:
+        return web.Response(status=404)
+
     async def _health(self, _: web.Request) -> web.Response:
         return web.Response()
 
@@ -132,7 +148,7 @@ class Service:
             return _refusal(503, Refusal(kind="server", what="it is about to end"))
         return web.Response(body=self._about, content_type="application/json")
 
-    async def _index(self, request: web.Request) -> web.Response:
+    async def _index(self, request: web.Request) -> web.StreamResponse:
         """A file of a dataset's index, or a range of it."""
         dataset, file = self._datasets.get(request.match_info["name"]), request.match_info["file"]
         if dataset is None or (stat := await asyncio.to_thread(dataset.stat, file)) is None:
@@ -145,39 +161,51 @@ class Service:
             first, last = int(match[1]), min(int(match[2] or last), last)
         if wanted is not None and not first <= last < first + _RANGE_MAX:
             return web.Response(status=416)
-        data = await asyncio.to_thread(dataset.read, file, first, last - first + 1)
-        digest = await asyncio.to_thread(content_digest, data)
-        headers = {"ETag": f'"{stat.version}"', "Content-Digest": digest}
-        if wanted is not None:
-            headers["Content-Range"] = f"bytes {first}-{last}/{stat.size}"
-        return web.Response(status=200 if wanted is None else 206, body=data, headers=headers)
+        with self._jobs.room(last - first + 1):
+            data = await asyncio.to_thread(dataset.read, file, first, last - first + 1)
+            digest = await asyncio.to_thread(content_digest, data)
+            headers = {"ETag": f'"{stat.version}"', "Content-Digest": digest}
+            if wanted is not None:
+                headers["Content-Range"] = f"bytes {first}-{last}/{stat.size}"
+            response = web.StreamResponse(status=200 if wanted is None else 206, headers=headers)
+            await self._sent(request, response, [data], len(data))
+            return response
 
     async def _batch(self, request: web.Request) -> web.StreamResponse:
         if self.draining:
             return _refusal(503, Refusal(kind="server", what="it is about to end"))
-        async with self._bodies:
-            try:
+        try:
+            async with self._bodies if (request.content_length or _BODY_MAX) > _BODY_SMALL else nullcontext():
                 body = await asyncio.wait_for(request.read(), _BODY_SECONDS)
-            except TimeoutError:
-                return web.Response(status=408)
-        async with self._jobs.answer(body) as answer:
-            response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
-            response.content_length = answer.size
-            await response.prepare(request)
-            try:
-                for piece in answer.pieces:
-                    view = memoryview(piece)
-                    for start in range(0, len(view), _CHUNK):
-                        await asyncio.wait_for(response.write(view[start : start + _CHUNK]), _CHUNK_SECONDS)
-                await asyncio.wait_for(response.write_eof(), _CHUNK_SECONDS)
-            except TimeoutError:
-                assert self.connections is not None
-                self.connections.cut(request)
+        except TimeoutError:
+            return web.Response(status=408)
+        # The request keeps its body as long as it lives.
+        with self._jobs.room(len(body)):
+            async with self._jobs.answer(body) as answer:
+                response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
+                if await self._sent(request, response, answer.pieces, answer.size):
+                    self._metrics.batches.labels(answer.dataset).inc()
+                    self._metrics.samples.labels(answer.dataset).inc(answer.samples)
+                    self._metrics.bytes.labels(answer.dataset).inc(answer.size)
                 return response
-            self._metrics.batches.labels(answer.dataset).inc()
-            self._metrics.samples.labels(answer.dataset).inc(answer.samples)
-            self._metrics.bytes.labels(answer.dataset).inc(answer.size)
-            return response
+
+    async def _sent(
+        self, request: web.Request, response: web.StreamResponse, pieces: Iterable[bytes | memoryview], size: int
+    ) -> bool:
+        """Whether the client has taken all of it in time; if not, its connection is cut."""
+        response.content_length = size
+        await response.prepare(request)
+        try:
+            for piece in pieces:
+                view = memoryview(piece)
+                for start in range(0, len(view), _CHUNK):
+                    await asyncio.wait_for(response.write(view[start : start + _CHUNK]), _CHUNK_SECONDS)
+            await asyncio.wait_for(response.write_eof(), _CHUNK_SECONDS)
+        except TimeoutError:
+            assert self.connections is not None
+            self.connections.cut(request)
+            return False
+        return True
 
 
 def _refusal(status: int, refusal: Refusal, headers: Mapping[str, str] | None = None) -> web.Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
@@ -15,6 +16,25 @@ HANDSHAKE_SECONDS = 5.0
 
 _IDLE_SECONDS = 75.0
 _LOOK = 1.0
+
+
+class _Protocol(web.RequestHandler):
+    """Nothing is unpacked that a client has packed, and whoever does not speak HTTP hears nothing of himself."""
+
+    __slots__ = ("ended",)
+    ended: Callable[[_Protocol], None]
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        self.ended(self)
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        super().handle_error(request, status, exc, message)
+        response = web.Response(status=status, headers={"Server": ""})
+        response.force_close()
+        return response
 
 
 class _Turned(asyncio.Protocol):
@@ -45,7 +65,9 @@ class Connections:
             if not idle:
                 return _Turned()
             self._cut(min(idle, key=self._since.__getitem__))
-        handler = self._server()
+        loop = asyncio.get_running_loop()
+        handler = _Protocol(self._server, loop=loop, access_log=None, auto_decompress=False)  # type: ignore[arg-type]
+        handler.ended = self._ended
         self._since[handler] = time.monotonic()
         return handler
 
@@ -75,12 +97,15 @@ class Connections:
                 if one not in self._busy and since < before:
                     self._cut(one)
 
+    def _ended(self, one: Any) -> None:
+        self._since.pop(one, None)
+        self._busy.discard(one)
+
     def _forget(self) -> None:
-        """Those that are over."""
+        """Those whose handshake came to nothing, and those that are about to end."""
         opening = time.monotonic() - HANDSHAKE_SECONDS
         for one in [one for one, since in self._since.items() if one.transport is None and since < opening]:
             del self._since[one]
-            self._busy.discard(one)
         for one in [one for one in self._since if one.transport is not None and one.transport.is_closing()]:
             del self._since[one]
 

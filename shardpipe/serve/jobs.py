@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from shardpipe.loading import digest_of
@@ -19,6 +19,10 @@ __all__ = ["Jobs"]
 
 _QUEUED = 64
 """Requests that may wait for a thread, beside eight for each."""
+
+
+_SAMPLE_BYTES = 1 << 10
+"""That a request takes for each of its samples, and their rows with it."""
 
 
 @dataclass(eq=False)
@@ -62,6 +66,15 @@ class Jobs:
         finally:
             self._let_go(answer)
 
+    @contextmanager
+    def room(self, size: int) -> Iterator[None]:
+        """Has so many bytes count as used until the block is left. Raises Full and TooLarge."""
+        self._room.take(size)
+        try:
+            yield
+        finally:
+            self._room.give(size)
+
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -96,6 +109,8 @@ class Jobs:
             self._room.take(size)
             taken.append(size)
 
+        take(_SAMPLE_BYTES * len(request.samples))
+
         def make() -> Answer:
             began = time.perf_counter()
             answer = made(request, digest, self._datasets, take)
@@ -116,6 +131,7 @@ class Jobs:
         if self._jobs.get(digest) is job:
             del self._jobs[digest]
         if job.future.cancelled():
+            self._room.give(sum(job.taken))
             return
         if (error := job.future.exception()) is not None:
             self._room.give(sum(job.taken))
