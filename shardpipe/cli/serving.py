@@ -54,7 +54,7 @@ def serve(
     ] = None,
 ) -> None:
     """Make batches for trainers elsewhere: ShardLoader("shardpipe+http://127.0.0.1:7070/NAME")."""
-    from shardpipe.serve import ServeConfig, open_datasets, serve, tls_of
+    from shardpipe.serve import ServeConfig
 
     if demo:
         _demo(out, data, config)
@@ -73,6 +73,8 @@ def serve(
         cache_dir=cache_dir,
         cache_bytes=None if cache_bytes is None else byte_size("cache_bytes", cache_bytes),
     )
+    from shardpipe.serve import open_datasets, serve, tls_of  # torch, which this needs, takes seconds to import
+
     if check:
         tls_of(settings)
         found = open_datasets(settings)

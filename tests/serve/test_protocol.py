@@ -131,6 +131,6 @@ def test_errors_have_the_status_that_is_specified(server: Server) -> None:
     for status, body in wrong:
         found, _, document = asked(server, "POST", "/batch", body)
         assert (found, bool(parsed(document, Refusal).what)) == (status, True), document
-    assert asked(server, "GET", "/batch")[0] == 405
+    assert asked(server, "GET", "/batch")[0] == 404
     assert asked(server, "POST", "/batch", b" " * ((4 << 20) + 1))[0] == 413
     assert [asked(server, "GET", path)[::2] for path in ("/healthz", "/readyz")] == [(200, b"")] * 2

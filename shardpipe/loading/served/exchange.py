@@ -194,7 +194,7 @@ class Exchange(Generic[_T]):
     def _refused(self, call: _Call, head: Head, body: Body) -> Exception:
         """What to make of an answer that is none."""
         replica, refusal = call.replica, _refusal(head, body)
-        if head.status in (422, 429) and not body.left:
+        if head.status in (413, 422, 429) and not body.left:
             self._keep(call)
         if head.status == 429:
             replica.busy_until = time.monotonic() + min(5.0, max(0.05, head.retry_after)) * _random.random()
@@ -204,6 +204,9 @@ class Exchange(Generic[_T]):
             if refusal.kind != "shard":
                 return refusal.error()
             self._told = refusal.error()  # another replica may have the shard whole
+            return _Next()
+        if head.status == 413 and refusal is not None:
+            self._told = StoreError(refusal.what, url=replica.name, fix=refusal.fix)  # another may have more memory
             return _Next()
         if head.status == 401 and self._access.renewed(call.shown):
             return Broken("the token has changed")
