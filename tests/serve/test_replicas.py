@@ -126,10 +126,12 @@ def test_one_call_in_twenty_is_made_twice_at_most() -> None:
     assert replicas.num_hedges == 49
 
 
-def test_probes_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("number", "most"), [(1, 1.0), (2, 5.0)])
+def test_probes_back_off(monkeypatch: pytest.MonkeyPatch, number: int, most: float) -> None:
+    """Further where another replica is in use meanwhile."""
     monkeypatch.setattr(module.time, "monotonic", lambda: 1000.0)
-    replicas = known(1)
-    (replica,) = replicas.all
+    replicas = known(number)
+    replica = replicas.all[0]
     waits = []
     for _ in range(12):
         replicas.failed(replica, "it is silent")
@@ -137,7 +139,7 @@ def test_probes_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
         waits.append(replica.probe_at - 1000)
         replicas.answered(replica)  # the probe was, and the call after it was not
     for i, wait in enumerate(waits):
-        longest = min(5.0, 0.1 * 2**i)
+        longest = min(most, 0.1 * 2**i)
         assert longest / 2 <= wait <= longest
     replicas.brought(replica, 0.1)
     replicas.failed(replica, "it is silent")

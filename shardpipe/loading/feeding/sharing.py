@@ -55,10 +55,8 @@ class Sharing:
         if work.place.consumed_samples not in self._own:
             try:
                 return self._served(work, empty, patient=not self._most)
-            except StoreError as error:
-                # Servers that have refused from the start are a mistake of who named them.
-                mistaken = not error.transient and not self._served.has_answered
-                if not self._most or mistaken or abandoned():
+            except StoreError:
+                if not self._most or self._served.is_a_mistake or abandoned():
                     raise
         try:
             with self._making:

@@ -34,9 +34,10 @@ class ServedMaker:
         return bool(self.client.replicas.up)
 
     @property
-    def has_answered(self) -> bool:
-        """Whether any server ever has."""
-        return self.client.replicas.num_answers > 0
+    def is_a_mistake(self) -> bool:
+        """Whether all servers have refused from the start, for reasons that no waiting mends."""
+        replicas = self.client.replicas
+        return not replicas.num_answers and all(one.fault is not None and one.lasts for one in replicas.all)
 
     def __call__(self, work: Work, empty: Empty, *, patient: bool = True) -> tuple[Any, list[Skipped]]:
         """The batch, in memory from `empty`, and what of it was skipped. Raises what making it raises, and StoreError

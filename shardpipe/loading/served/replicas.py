@@ -28,6 +28,8 @@ _IDLE_MAX = 16
 _IDLE_SECONDS = 30.0
 """Less than servers keep them."""
 _FIRST_PROBE, _LAST_PROBE = 0.1, 5.0
+_LAST_PROBE_WITHOUT = 1.0
+"""Seconds between probes of one replica at most, while there is another in use, and while there is none."""
 _ENOUGH = 20
 """Calls after which their durations say something."""
 _HEDGED_SHARE = 0.05
@@ -170,7 +172,8 @@ class Replicas:
             if replica.fault is None:
                 self.num_failures += 1
             replica.fault, replica.lasts = fault, lasts
-            wait = min(_LAST_PROBE, _FIRST_PROBE * 2.0 ** min(replica.failures, 16))
+            last = _LAST_PROBE if self.up else _LAST_PROBE_WITHOUT
+            wait = min(last, _FIRST_PROBE * 2.0 ** min(replica.failures, 16))
             replica.failures += 1
             replica.probe_at = time.monotonic() + wait * (0.5 + _random.random() / 2)
             replica.close()
