@@ -30,7 +30,8 @@ class _Job:
     """A batch in the making, and how many wait for it."""
 
     dataset: str
-    future: Future[Answer]
+    future: Future[Answer] | None
+    """Until it is done: it holds this in turn, and a circle would keep the answer until Python looks for such."""
     done: asyncio.Future[Answer]
     taken: list[int] = field(default_factory=list)
     waiters: int = 0
@@ -94,7 +95,7 @@ class Jobs:
             if not job.waiters:
                 if job.done.done():
                     self._over(job)
-                elif job.future.cancel():  # nobody waits, and nobody has begun
+                elif job.future is not None and job.future.cancel():  # nobody waits, and nobody has begun
                     job.done.cancel()
                     self._jobs.pop(digest, None)
 
@@ -120,27 +121,28 @@ class Jobs:
         future = self._threads.submit(make)
         job = self._jobs[digest] = _Job(request.datasets[0].name, future, loop.create_future(), taken)
 
-        def finish(_: Future[Answer]) -> None:
+        def finish(one: Future[Answer]) -> None:
             with suppress(RuntimeError):  # the loop, and with it the server, has ended meanwhile
-                loop.call_soon_threadsafe(self._finish, digest, job)
+                loop.call_soon_threadsafe(self._finish, digest, job, one)
 
         future.add_done_callback(finish)
         return job
 
-    def _finish(self, digest: str, job: _Job) -> None:
+    def _finish(self, digest: str, job: _Job, future: Future[Answer]) -> None:
+        job.future = None
         if self._jobs.get(digest) is job:
             del self._jobs[digest]
-        if job.future.cancelled():
+        if future.cancelled():
             self._room.give(sum(job.taken))
             return
-        if (error := job.future.exception()) is not None:
+        if (error := future.exception()) is not None:
             self._room.give(sum(job.taken))
             job.taken.clear()
             if not job.done.done():
                 job.done.set_exception(error)
                 job.done.exception()  # it may be that nobody waits for it any more
             return
-        answer = job.future.result()
+        answer = future.result()
         self._room.give(sum(job.taken) - answer.size)
         job.taken[:] = [answer.size]
         answer.users += 1
