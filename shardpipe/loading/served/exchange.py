@@ -152,6 +152,8 @@ class Exchange(Generic[_T]):
             yield
         except Broken as error:
             self._end(call)
+            if abandoned():  # which is why, and no fault of the replica's
+                return
             if call.reused:  # closed by the server in the meantime, as a rule: that is no fault
                 call.replica.close()
                 self._call(call.replica)

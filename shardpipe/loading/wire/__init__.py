@@ -4,7 +4,7 @@ In: a batch that is wanted, or one that was made. Out: bytes, and the same again
 is not as it was sent. No code travels, and no path.
 
     request     a batch, as it is asked for
-    answer      a batch, as it comes: a safetensors body; trees: what was collated, in it
+    answer      a batch, as it comes: a safetensors body; trees: what was collated, in it; unpadded: audio
     refusals    the errors of a batch
     about       what a server says of itself, and whether that will do for a loader
     digests     hashes

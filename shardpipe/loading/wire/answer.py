@@ -17,6 +17,7 @@ from isal.isal_zlib import crc32
 
 from shardpipe.loading.making import Empty, Padded, Skipped, memory_for
 from shardpipe.loading.wire.trees import flattened, rebuilt
+from shardpipe.loading.wire.unpadded import joined, spread
 from shardpipe.store import parsed
 
 __all__ = ["ANSWER_FORMAT", "Source", "packed", "unpacked"]
@@ -26,7 +27,6 @@ ANSWER_FORMAT = "1"
 _START = b'{"__metadata__":{"checksum":"'
 _NO_CHECKSUM = b"00000000"
 _HEADER_MAX = 1 << 28
-_SCALE = np.float32(1 / 32768)
 
 _DTYPES = {
     "BOOL": "bool",
@@ -73,6 +73,8 @@ class _Batch(msgspec.Struct, kw_only=True):
     texts: list[Any]
     extras: list[Any]
     sample_rate: int
+    channels: int | None
+    """Of audio [B, C, T]; None for [B, T]."""
 
 
 class _Array(NamedTuple):
@@ -103,11 +105,12 @@ def packed(made: Any, skipped: Sequence[Skipped], request: str) -> list[bytes | 
             "texts": flattened(made.texts, put),
             "extras": flattened(made.extras, put),
             "sample_rate": made.sample_rate,
+            "channels": made.audio.shape[1] if made.audio.ndim == 3 else None,
         }
         metadata["batch"] = _json(said)
         tensors["lengths"] = _Array(np.array(made.lengths, np.int64), False)
         tensors["weights"] = _Array(np.array(made.weights, np.float32), False)
-        tensors["audio"] = _Array(np.ascontiguousarray(made.audio), False)
+        tensors["audio"] = _Array(joined(made.audio, made.lengths), False)
     else:
         metadata["collated"] = _json(flattened(made, put))
     header: dict[str, Any] = {"__metadata__": metadata}
@@ -162,42 +165,39 @@ def unpacked(source: Source, size: int, *, request: str, dtype: str, empty: Empt
     metadata = parsed(bytes(fields.pop("__metadata__")), _Metadata)
     if metadata.format != ANSWER_FORMAT:
         raise ValueError(f"it is of format {metadata.format!r}, and {ANSWER_FORMAT} was expected")
+    batch = None if metadata.batch is None else parsed(metadata.batch, _Batch)
     tensors: dict[str, _Array] = {}
     end = 0
     for name, raw in fields.items():
         tensor = parsed(bytes(raw), _Tensor)
-        begins, end = _checked(tensor, end, size - 8 - length), tensor.data_offsets[1]
-        widened = metadata.batch is not None and name == "audio" and (tensor.dtype, dtype) == ("I16", "float32")
-        array = _memory(tensor, empty if metadata.batch is not None and name == "audio" else np.empty, widened)
-        # int16 goes into the far half of the memory, from where it is widened into all of it.
-        wire = array.reshape(-1).view(np.int16)[array.size :] if widened else array.reshape(-1)
-        view = _bytes(wire)
-        assert len(view) == end - begins
+        _check_place(tensor, end, size - 8 - length)
+        end = tensor.data_offsets[1]
+        if batch is not None and name == "audio":
+            array, came = _room_for_audio(tensor, batch, tensors, dtype, empty)
+        else:
+            array = came = np.empty(tensor.shape, _DTYPES[tensor.dtype])
+        view = _bytes(came)
         source.fill(view)
         checksum = crc32(view, checksum)
-        if widened:
-            _widen(array.reshape(-1), wire)
+        if array is not came:
+            spread(array, came, tensors["lengths"].array.tolist())
         tensors[name] = _Array(array, tensor.dtype == "BF16")
     if end != size - 8 - length or told != b"%08x" % checksum:
         raise ValueError("its checksum is not that of its bytes")
     if metadata.request != request:
         raise ValueError("it answers another request")
     try:
-        return _made(metadata, tensors, dtype), parsed(metadata.skipped, list[Skipped])
+        return _made(metadata, batch, tensors), parsed(metadata.skipped, list[Skipped])
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"it is no batch ({error!r})") from error
 
 
-def _made(metadata: _Metadata, tensors: dict[str, _Array], dtype: str) -> Any:
-    if metadata.batch is None:
+def _made(metadata: _Metadata, batch: _Batch | None, tensors: dict[str, _Array]) -> Any:
+    if batch is None:
         return rebuilt(parsed(metadata.collated or "", Any), tensors.__getitem__)
-    batch = parsed(metadata.batch, _Batch)
-    audio = tensors["audio"].array
-    if audio.dtype != np.dtype(dtype):
-        raise ValueError(f"its audio is {audio.dtype}")
     keys, texts, extras = (rebuilt(tree, tensors.__getitem__) for tree in (batch.keys, batch.texts, batch.extras))
     return Padded(
-        audio=audio,
+        audio=tensors["audio"].array,
         lengths=tensors["lengths"].array.tolist(),
         weights=tensors["weights"].array.tolist(),
         keys=keys,
@@ -213,33 +213,27 @@ def _filled(source: Source, size: int) -> bytearray:
     return data
 
 
-def _checked(tensor: _Tensor, end: int, limit: int) -> int:
-    """Where it begins: where the one before it has ended."""
+def _check_place(tensor: _Tensor, end: int, limit: int) -> None:
+    """Raises ValueError unless it begins where the one before it has ended, and is as large as it says."""
     begins, ends = tensor.data_offsets
     fits = tensor.dtype in _DTYPES and begins == end and ends <= limit and min(tensor.shape, default=0) >= 0
     if not fits or math.prod(tensor.shape) * np.dtype(_DTYPES[tensor.dtype]).itemsize != ends - begins:
         raise ValueError("its tensors do not lie as they should")
-    return begins
 
 
-def _memory(tensor: _Tensor, empty: Empty, widened: bool) -> npt.NDArray[Any]:
-    shape = tuple(tensor.shape)
-    if not shape:
-        return np.empty(shape, _DTYPES[tensor.dtype])
-    memory: npt.NDArray[Any] = memory_for(empty, shape, "float32" if widened else _DTYPES[tensor.dtype])
-    return memory
-
-
-def _widen(whole: npt.NDArray[Any], far: npt.NDArray[Any]) -> None:
-    """Makes float32 of int16 that lies in the second half of the same memory, from the front, in ever shorter
-    stretches, none of which overwrites what is still to be read.
+def _room_for_audio(
+    tensor: _Tensor, batch: _Batch, tensors: dict[str, _Array], dtype: str, empty: Empty
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """The padded batch, and the end of its memory, where the samples arrive. Raises ValueError if they do not fit the
+    lengths: of what has been damaged on its way, no memory is taken.
     """
-    done = 0
-    while done < len(whole):
-        stop = (len(whole) + done) // 2
-        if stop - done < 1024:
-            whole[done:] = far[done:].copy()
-            break
-        whole[done:stop] = far[done:stop]
-        done = stop
-    whole *= _SCALE
+    lengths = tensors["lengths"].array if "lengths" in tensors else np.zeros(0, np.int64)
+    channels = 1 if batch.channels is None else batch.channels
+    exact = tensor.dtype == "I16" if dtype == "int16" else tensor.dtype in ("I16", "F32")
+    least = lengths.min(initial=1) > 0 and len(lengths) > 0 and channels > 0
+    if not exact or not least or tensor.shape != [channels * sum(lengths.tolist())]:
+        raise ValueError("its audio is not as long as it should be")
+    shape = (len(lengths), *([] if batch.channels is None else [channels]), int(lengths.max()))
+    array: npt.NDArray[Any] = memory_for(empty, shape, dtype)
+    size = tensor.data_offsets[1] - tensor.data_offsets[0]
+    return array, array.reshape(-1).view(np.uint8)[array.nbytes - size :].view(_DTYPES[tensor.dtype])
