@@ -15,7 +15,7 @@ import pytest
 
 from shardpipe import ShardLoader
 from shardpipe.errors import ConfigError, ShardpipeError
-from shardpipe.loading import pace as module
+from shardpipe.loading.feeding import pace as module
 from shardpipe.loading.feeding.pace import Pace
 from tests.loading.test_workers import same
 from tests.speech import pack_speech

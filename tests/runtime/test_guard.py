@@ -16,7 +16,7 @@ LOOP = "from shardpipe import ShardLoader\nfor batch in ShardLoader('packed', ba
 AT_ONCE = """
 import time
 from shardpipe import ShardLoader
-from shardpipe.loading import pace
+from shardpipe.loading.feeding import pace
 pace._STRETCH, pace._BATCHES, pace._SHARE, pace._STANDING, pace._EVERY = 0, 4, -1, -1, 0
 loader = ShardLoader('packed', batch_size=2, workers='auto', threads=2)
 end = time.monotonic() + 60

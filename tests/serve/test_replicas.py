@@ -429,7 +429,7 @@ def test_a_loop_leaves_nothing_behind(data: Path, pair: tuple[Server, Server], e
             if i == 3 and ends is KeyboardInterrupt:
                 for server in pair:
                     server.signal(signal.SIGSTOP)
-                threading.Timer(0.3, signal.pthread_kill, (threading.get_ident(), signal.SIGINT)).start()
+                threading.Timer(1.0, signal.pthread_kill, (threading.get_ident(), signal.SIGINT)).start()
             elif i == 3 and ends is not None:
                 raise ends
 

@@ -93,7 +93,7 @@ class Setup:
             rule = "servers make all batches; local=True has this process make some as well"
             check(name, getattr(self, name), self._makes or not getattr(self, name), rule)
         for name in ("transform", "collate"):
-            function, rule = getattr(self, name), "a name is of a function at servers: give the function itself"
+            function, rule = getattr(self, name), "it must be a function: a name is of one that servers have"
             check(name, function, not isinstance(function, str) or not self._makes, rule)
 
     def open(self) -> Index:

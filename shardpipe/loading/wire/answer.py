@@ -27,6 +27,7 @@ ANSWER_FORMAT = "1"
 _START = b'{"__metadata__":{"checksum":"'
 _NO_CHECKSUM = b"00000000"
 _HEADER_MAX = 1 << 28
+_SMALL = 1 << 16
 
 _DTYPES = {
     "BOOL": "bool",
@@ -129,7 +130,20 @@ def packed(made: Any, skipped: Sequence[Skipped], request: str) -> list[bytes | 
         checksum = crc32(piece, checksum)
     start = 8 + len(_START)
     head[start : start + 8] = b"%08x" % checksum
-    return [bytes(head), *pieces]
+    return _gathered([head, *pieces])
+
+
+def _gathered(pieces: Sequence[bytes | bytearray | memoryview]) -> list[bytes | memoryview]:
+    """Small pieces put together: each one that is sent costs a call."""
+    found: list[bytes | memoryview] = []
+    small: list[bytes | bytearray | memoryview] = []
+    for piece in pieces:
+        if len(piece) < _SMALL:
+            small.append(piece)
+            continue
+        found += [b"".join(small), memoryview(piece)]
+        small = []
+    return [piece for piece in (*found, b"".join(small)) if piece]
 
 
 def _bytes(array: npt.NDArray[Any]) -> memoryview:
