@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import nullcontext
@@ -23,6 +24,8 @@ from shardpipe.serve.metrics import Metrics
 from shardpipe.serve.room import Full, TooLarge
 
 __all__ = ["Service"]
+
+_log = logging.getLogger("shardpipe.serve")
 
 _BODY_MAX = 4 << 20
 _BODIES = 32
@@ -115,7 +118,8 @@ class Service:
             what = f"a batch takes {error.size:,} bytes to make, and all that it may use is {error.limit:,}"
             fix = "Take smaller batches, or give the server more --memory."
             return _refusal(413, Refusal(kind="server", what=what, fix=fix))
-        except ShardpipeError:
+        except ShardpipeError as error:
+            _log.error("%s", error)
             return _refusal(500, Refusal(kind="server", what="it cannot read its data: see its log"))
         except web.HTTPException as error:
             return web.Response(status=error.status)
