@@ -180,7 +180,8 @@ class Service:
             return _refusal(503, Refusal(kind="server", what="it is about to end"))
         try:
             async with self._bodies if (request.content_length or _BODY_MAX) > _BODY_SMALL else nullcontext():
-                body = await asyncio.wait_for(request.read(), _BODY_SECONDS)
+                async with asyncio.timeout(_BODY_SECONDS):
+                    body = await request.read()
         except TimeoutError:
             return web.Response(status=408)
         # The request keeps its body as long as it lives.
@@ -200,11 +201,13 @@ class Service:
         response.content_length = size
         await response.prepare(request)
         try:
-            for piece in pieces:
-                view = memoryview(piece)
-                for start in range(0, len(view), _CHUNK):
-                    await asyncio.wait_for(response.write(view[start : start + _CHUNK]), _CHUNK_SECONDS)
-            await asyncio.wait_for(response.write_eof(), _CHUNK_SECONDS)
+            async with asyncio.timeout(_CHUNK_SECONDS) as limit:
+                for piece in pieces:
+                    view = memoryview(piece)
+                    for start in range(0, len(view), _CHUNK):
+                        await response.write(view[start : start + _CHUNK])
+                        limit.reschedule(asyncio.get_running_loop().time() + _CHUNK_SECONDS)
+                await response.write_eof()
         except TimeoutError:
             assert self.connections is not None
             self.connections.cut(request)

@@ -128,6 +128,7 @@ def _maker(request: BatchRequest, main: OpenDataset) -> Maker:
         collate=asking(collate) if collate else None,
         form=Form(dtype=request.dtype, channels=request.channels, sample_rate=request.sample_rate),
         skip_errors=request.on_error == "skip",
+        pads=False,
     )
 
 

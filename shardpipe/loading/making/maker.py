@@ -33,13 +33,16 @@ class Padded:
     """What a Batch is made of, as it travels between processes."""
 
     audio: npt.NDArray[Any] | tuple[int, ...]
-    """As in Batch; its shape if it lies in memory that the processes share."""
+    """As in Batch; its shape if it lies in memory that the processes share; of one dimension if it is not padded, one
+    sample after another, each in C order."""
     lengths: list[int]
     weights: list[float]
     keys: list[str]
     texts: list[str]
     extras: list[dict[str, Any]]
     sample_rate: int
+    channels: int | None = None
+    """Of audio [B, C, T] that is not padded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,8 @@ class Maker:
     skip_errors: bool
     empty: Empty = np.empty
     """Where the memory of padded audio comes from."""
+    pads: bool = True
+    """False leaves the padding away, where no transform and no collate gets it: for who sends batches elsewhere."""
 
     def __post_init__(self) -> None:
         check("transform", self.transform, self.transform is None or callable(self.transform), "it must be a function")
@@ -107,11 +112,17 @@ class Maker:
         rows = work.rows
         rate = self.check_rates(rows)
         weights, lengths = list(work.weights), [self.form.frames(row) for row in rows]
-        audio = memory_for(self.empty, self.form.shape(rows), self.form.dtype)
+        shape = self.form.shape(rows)
+        audio = self._memory(shape, lengths)
+        ends = np.cumsum(lengths) * math.prod(shape[1:-1])
         for i, payload in self.reader.payloads(rows, fetched):
-            if not self._decoded(work, i, payload, audio[i, ..., : lengths[i]], skipped):
+            if self.pads:
+                here = audio[i, ..., : lengths[i]]
+                _silence(audio[i, ..., lengths[i] :])
+            else:
+                here = audio[ends[i] - lengths[i] * math.prod(shape[1:-1]) : ends[i]].reshape(*shape[1:-1], lengths[i])
+            if not self._decoded(work, i, payload, here, skipped):
                 weights[i] = 0.0
-            _silence(audio[i, ..., lengths[i] :])
         return Padded(
             audio=audio,
             lengths=lengths,
@@ -120,7 +131,14 @@ class Maker:
             texts=[row.text for row in rows],
             extras=[extras_of(row) for row in rows],
             sample_rate=rate,
+            channels=shape[1] if len(shape) == 3 else None,
         )
+
+    def _memory(self, shape: tuple[int, ...], lengths: list[int]) -> npt.NDArray[Any]:
+        if not self.pads:
+            return np.empty(math.prod(shape[1:-1]) * sum(lengths), self.form.dtype)
+        memory: npt.NDArray[Any] = memory_for(self.empty, shape, self.form.dtype)
+        return memory
 
     def _decoded(
         self, work: Work, i: int, payload: Payload, out: npt.NDArray[Any], skipped: dict[int, Skipped]

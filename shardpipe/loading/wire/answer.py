@@ -106,12 +106,12 @@ def packed(made: Any, skipped: Sequence[Skipped], request: str) -> list[bytes | 
             "texts": flattened(made.texts, put),
             "extras": flattened(made.extras, put),
             "sample_rate": made.sample_rate,
-            "channels": made.audio.shape[1] if made.audio.ndim == 3 else None,
+            "channels": made.audio.shape[1] if made.audio.ndim == 3 else made.channels,
         }
         metadata["batch"] = _json(said)
         tensors["lengths"] = _Array(np.array(made.lengths, np.int64), False)
         tensors["weights"] = _Array(np.array(made.weights, np.float32), False)
-        tensors["audio"] = _Array(joined(made.audio, made.lengths), False)
+        tensors["audio"] = _Array(made.audio if made.audio.ndim == 1 else joined(made.audio, made.lengths), False)
     else:
         metadata["collated"] = _json(flattened(made, put))
     header: dict[str, Any] = {"__metadata__": metadata}

@@ -32,5 +32,9 @@ def spread(audio: npt.NDArray[Any], came: npt.NDArray[Any], lengths: Sequence[in
             here[...] = part
         else:
             np.multiply(part, _SCALE, out=here, dtype=np.float32)
-        row[..., length:] = 0
+        rest = row[..., length:]
+        if rest.flags.c_contiguous:
+            rest.view(np.uint8)[...] = 0  # as bytes, which numpy sets by memset; numbers it sets one by one
+        else:
+            rest[...] = 0
         at += here.size
