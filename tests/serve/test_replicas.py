@@ -434,8 +434,15 @@ def test_a_loop_leaves_nothing_behind(data: Path, pair: tuple[Server, Server], e
                 raise ends
 
     before = Counter(left_behind())
-    with pytest.raises(ends) if ends else nullcontext():
-        loop()
+    # Who starts tests in the background has Ctrl-C ignored.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    try:
+        with pytest.raises(ends) if ends else nullcontext():
+            loop()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
     assert eventually(lambda: not Counter(left_behind()) - before), left_behind()
 
 
