@@ -153,7 +153,7 @@ class ShardLoader(NoDataLoader):
             window=integer("window", window),
             lanes=None if lanes is None else integer("lanes", lanes),
         )
-        self._feed = setup.feed(self._sequence)
+        self._feed, self._service = setup.feed(self._sequence), setup.service
         if transform is None and collate is None:
             _ = self.sample_rate
         self._cursor = Cursor(self._sequence, sub_epochs=sub_epochs, consumed=resume_samples, repeat=repeat)
@@ -206,18 +206,18 @@ class ShardLoader(NoDataLoader):
     @property
     def servers(self) -> list[str]:
         """The URLs of the servers that make batches; empty without any. They may be set to others at any time."""
-        return [] if self._feed.service is None else self._feed.service.urls
+        return [] if self._service is None else self._service.urls
 
     @servers.setter
     def servers(self, urls: str | Iterable[str]) -> None:
-        if self._feed.service is None:
+        if self._service is None:
             raise ConfigError("servers", urls, "this loader was made without any")
-        self._feed.service.urls = urls
+        self._service.urls = urls
 
     @property
     def service(self) -> ServiceCounts | None:
         """What has come of asking the servers; None without any."""
-        return None if self._feed.service is None else self._feed.service.counts()
+        return None if self._service is None else self._service.counts()
 
     def texts(self) -> Iterator[str]:
         """The text of every sample of the dataset, in the shards' order: read from the index, whatever the epoch."""

@@ -12,7 +12,9 @@ import torch
 
 from shardpipe import ShardLoader
 from shardpipe.errors import AudioError, ConfigError, ShardpipeError, StoreError
+from shardpipe.loading import Maker, Work
 from shardpipe.pack import PackOptions, pack
+from shardpipe.store import LocalStore, SlowStore
 from tests.serve import functions
 from tests.serve.serving import Server, assert_same, batches_of, running
 from tests.speech import make_bytes, pack_speech, write_list
@@ -162,6 +164,28 @@ def test_a_run_moves_between_here_and_there(data: Path, servers: tuple[Server, .
         if len(got) >= len(whole):
             break
     assert_same(got[: len(whole)], whole)
+
+
+def test_this_process_goes_on_making_batches_after_loops_that_broke_off(
+    data: Path, servers: tuple[Server, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What such a loop had dealt to it, and nobody made, is not its to make any more."""
+    far = SlowStore(LocalStore(data), 0.002, parallel=16)  # where batches are begun long before they are made
+    loader = ShardLoader(far, batch_size=1, threads=1, servers=address(servers), local=True)
+    for epoch in range(4):
+        loader.load_state_dict({**loader.state_dict(), "consumed_samples": 60 * epoch})
+        for _ in loader:
+            break
+    made, make = [], Maker.__call__
+
+    def counted(self: Maker, work: Work, fetched: Any) -> Any:
+        made.append(work.place.consumed_samples)
+        return make(self, work, fetched)
+
+    monkeypatch.setattr(Maker, "__call__", counted)
+    loader.load_state_dict({**loader.state_dict(), "consumed_samples": 60 * 9})
+    assert sum(1 for _ in loader) == 60
+    assert made
 
 
 def test_errors_are_those_of_making_it_here(data: Path, servers: tuple[Server, ...], stereo: Path) -> None:

@@ -19,7 +19,7 @@ from shardpipe.loading.feeding.sharing import Sharing
 from shardpipe.loading.making import Arena, CudaCopier, Maker, Skipped, finished, pinned
 from shardpipe.loading.read import Payload, Reader, coalesce
 from shardpipe.loading.sequence import BatchSequence
-from shardpipe.loading.served import Service
+from shardpipe.loading.served import ServedMaker
 from shardpipe.loading.work import Work, works
 from shardpipe.order import Step
 from shardpipe.store import close
@@ -36,9 +36,10 @@ class Feed:
     cache: ShardCache | None
     maker: Maker
     pace: Pace
-    sharing: Sharing | None
-    """With servers, which make batches too, or all of them."""
-    service: Service | None
+    served: ServedMaker | None
+    """Servers, which make batches too, or all of them."""
+    makers: int
+    """Threads or processes that make batches here."""
     device: torch.device | None
     threads: int
     """That make batches, or wait for servers to."""
@@ -66,12 +67,12 @@ class Feed:
     ) -> Pipeline[Work, dict[int, Payload], tuple[Any, list[Skipped]]]:
         # Memory of its own for every loop: what one has lent is never another's, in a forked process least of all.
         straight = replace(self.maker, empty=pinned if copier else Arena(self.prefetch_bytes).empty)
-        sharing = self.sharing
+        sharing = None if self.served is None else Sharing(self.served, self.makers)
         # Whose batches all come from servers reads nothing.
         parallel = self.reader.store.parallel if sharing is None or sharing.makes else 1
         stack.callback(close, self.reader.store)
-        if self.service is not None:
-            stack.enter_context(self.service.client.using())
+        if self.served is not None:
+            stack.enter_context(self.served.client.using())
         prefetch = None
         if self.cache is not None:
             stack.enter_context(closing(self.cache))

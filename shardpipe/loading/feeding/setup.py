@@ -14,7 +14,7 @@ from shardpipe.dataset import Index
 from shardpipe.errors import ConfigError
 from shardpipe.loading.feeding.feed import Feed
 from shardpipe.loading.feeding.pace import Pace
-from shardpipe.loading.feeding.sharing import CALLS, Sharing
+from shardpipe.loading.feeding.sharing import CALLS
 from shardpipe.loading.making import (
     Channels,
     Collate,
@@ -79,6 +79,10 @@ class Setup:
         self._check_servers()
         if self.workers:
             check_picklable(data=self.data, transform=self.transform, collate=self.collate)
+        self.service = None
+        """The servers, if there are any."""
+        if self.servers is not None:
+            self.service = Service(self.servers, token_file=self.token_file, tls_ca=self.tls_ca, digests=self.digests)
 
     def _check_servers(self) -> None:
         data = is_served(self.data)
@@ -98,11 +102,8 @@ class Setup:
 
     def open(self) -> Index:
         """The dataset's index. Raises CorruptIndex and StoreError."""
-        self._service = None
-        if self.servers is not None:
-            self._service = Service(self.servers, token_file=self.token_file, tls_ca=self.tls_ca, digests=self.digests)
-        if self._service is not None and is_served(self.data):
-            return self._service.index()
+        if self.service is not None and is_served(self.data):
+            return self.service.index()
         return Index.load(open_store(self.data), schemes=self.schemes)
 
     def feed(self, sequence: BatchSequence) -> Feed:
@@ -120,15 +121,14 @@ class Setup:
         )
         makers = self._processes or self.threads or min(_THREADS_MAX, cores())
         workers = Workers(makers, maker, self.prefetch_bytes) if self.workers else None
-        sharing, threads = None, makers
-        if self._service is not None:
-            served = self._service.maker(
+        served, threads = None, makers
+        if self.service is not None:
+            served = self.service.maker(
                 index,
                 maker,
                 transform=_reference("transform", self.transform),
                 collate=_reference("collate", self.collate),
             )
-            sharing = Sharing(served, makers if self._makes else 0)
             threads = CALLS + (2 * makers if self._makes else 0)
         # What cannot be had is refused here, and not in the middle of an epoch.
         self.form.check_channels(index.totals.channels)
@@ -138,8 +138,8 @@ class Setup:
             cache=cache,
             maker=maker,
             pace=Pace(workers, makers, wait=self.workers == "auto"),
-            sharing=sharing,
-            service=self._service,
+            served=served,
+            makers=makers if self._makes else 0,
             device=cuda_device(self.device),
             threads=threads,
             prefetch=max(self.prefetch, threads),

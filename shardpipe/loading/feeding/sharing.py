@@ -19,21 +19,17 @@ CALLS = 16
 
 
 class Sharing:
-    """Deals batches to servers and, if it has `threads`, to this process: whoever has less than enough to do gets the
-    next one. What no server makes, this process does then.
+    """Deals a loop's batches to servers and, if it has `threads`, to this process: whoever has less than enough to do
+    gets the next one. What no server makes, this process does then.
     """
 
     def __init__(self, served: ServedMaker, threads: int) -> None:
         self._served = served
-        self._threads = threads
         self._most = 2 * threads
         """As many as are being made, and as many whose bytes are read meanwhile."""
         self._own: set[int] = set()
         self._making = threading.Semaphore(max(1, threads))
         self._lock = threading.Lock()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Sharing, (self._served, self._threads)
 
     @property
     def makes(self) -> bool:
