@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -24,7 +24,7 @@ __all__ = ["OpenDataset"]
 @dataclass(frozen=True)
 class _Function:
     reference: str
-    call: Callable[..., Any]
+    call: Any
 
 
 class OpenDataset:
@@ -38,8 +38,10 @@ class OpenDataset:
         self.index = Index.load(config.data, schemes=config.schemes)
         self.reader = Reader(self.index.store, self.index.shards, cache)
         self.transforms = _functions("transforms", config.transforms)
-        self.collates = _functions("collates", config.collates)
-        self._places = {name: asking(function.call).how for name, function in self.collates.items()}
+        collates = _functions("collates", config.collates)
+        self.collates = {name: _Function(one.reference, asking(one.call)) for name, one in collates.items()}
+        self._readers = pool(self.index.store.parallel, "shardpipe")
+        self._stats: dict[str, Stat] = {}
         self._ends = np.cumsum(self.index.counts)
         self._manifest = self.index.manifest([_shown(shard.name) for shard in self.index.shards])
 
@@ -48,7 +50,7 @@ class OpenDataset:
             fingerprint=self.index.fingerprint,
             transforms={name: function.reference for name, function in self.transforms.items()},
             collates={
-                name: AboutCollate(function=function.reference, place=self._places[name] != "no")
+                name: AboutCollate(function=function.reference, place=function.call.how != "no")
                 for name, function in self.collates.items()
             },
         )
@@ -57,7 +59,11 @@ class OpenDataset:
         """Of a file of the index; None if it has no such file."""
         if file == MANIFEST:
             return Stat(len(self._manifest), self.index.fingerprint[:32])
-        return self.index.store.stat(file) if file in self.index.part_names else None
+        if file not in self.index.part_names:
+            return None
+        if file not in self._stats:  # asked for with every range of it that is read
+            self._stats[file] = self.index.store.stat(file)
+        return self._stats[file]
 
     def read(self, file: str, offset: int, length: int) -> bytes:
         """A range of one that it has. Shards' names say nothing of where they lie."""
@@ -79,9 +85,8 @@ class OpenDataset:
         reader = self.reader
         found: dict[int, Payload] = {}
         if reader.store.parallel > 1 and (pieces := coalesce(rows, reader.missing(rows))):
-            with pool(min(reader.store.parallel, len(pieces)), "shardpipe") as threads:
-                for some in threads.map(lambda piece: reader.fetch(piece, rows), pieces):
-                    found |= some
+            for some in self._readers.map(lambda piece: reader.fetch(piece, rows), pieces):
+                found |= some
         return {i: _told(payload) for i, payload in reader.payloads(rows, found)}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from shardpipe.audio import fits_int16
 from shardpipe.errors import ShardError, ShardpipeError
@@ -20,7 +20,6 @@ from shardpipe.loading import (
     Skipped,
     Wanted,
     Work,
-    asking,
     packed,
 )
 from shardpipe.serve.datasets import OpenDataset
@@ -29,6 +28,8 @@ from shardpipe.serve.room import Answer, Full, TooLarge
 __all__ = ["Refused", "check_request", "made"]
 
 _log = logging.getLogger("shardpipe.serve")
+
+_ByDataset: TypeAlias = list[tuple[OpenDataset, list[int]]]
 
 
 class Refused(Exception):
@@ -69,13 +70,14 @@ def made(
     """
     main = datasets[request.datasets[0].name]
     try:
-        work, rows = _work(request, datasets)
+        found = _by_dataset(request, datasets)
+        work = _work(request, found)
         maker = _maker(request, main)
         take(maker.size(work))
-        payloads = _payloads(request, datasets, rows)
-        narrow = _narrowed(maker, request, rows, payloads)
+        payloads = _payloads(found, work.rows)
+        narrow = _narrowed(maker, request, work.rows, payloads)
         batch, skipped = narrow(work, payloads)
-        return Answer(_packed(batch, skipped, digest, request), main.name, len(rows))
+        return Answer(_packed(batch, skipped, digest, request), main.name, len(work.rows))
     except (Refused, Full, TooLarge):
         raise
     except Exception as error:
@@ -91,31 +93,34 @@ def _packed(batch: Any, skipped: list[Skipped], digest: str, request: BatchReque
         raise _refused(422, "other", f"what {function!r} made cannot be sent: {error}", fix) from error
 
 
-def _work(request: BatchRequest, datasets: Mapping[str, OpenDataset]) -> tuple[Work, list[SampleRow]]:
-    found: dict[int, SampleRow] = {}
-    for number, asked in enumerate(request.datasets):
-        here = [i for i, (dataset, _, _) in enumerate(request.samples) if dataset == number]
-        if here:
-            try:
-                rows = datasets[asked.name].rows(request.samples[i][2] for i in here)
-            except ValueError as error:
-                raise _refused(400, "request", str(error)) from error
-            found |= dict(zip(here, rows))
-    rows = [found[i] for i in range(len(found))]
+def _by_dataset(request: BatchRequest, datasets: Mapping[str, OpenDataset]) -> _ByDataset:
+    """Which of the samples are of which dataset."""
+    found: dict[int, list[int]] = {}
+    for i, (number, _, _) in enumerate(request.samples):
+        found.setdefault(number, []).append(i)
+    return [(datasets[request.datasets[number].name], here) for number, here in found.items()]
+
+
+def _work(request: BatchRequest, found: _ByDataset) -> Work:
+    rows: dict[int, SampleRow] = {}
+    for dataset, here in found:
+        try:
+            rows |= zip(here, dataset.rows(request.samples[i][2] for i in here))
+        except ValueError as error:
+            raise _refused(400, "request", str(error)) from error
     place = request.place
-    work = Work(
+    return Work(
         place=Place(
             epoch=place.epoch if place else 0,
             consumed_samples=place.consumed_samples if place else 0,
             state=place.state if place else {},
         ),
         delivered=len(rows),
-        rows=rows,
+        rows=[rows[i] for i in range(len(rows))],
         epochs=[epoch for _, epoch, _ in request.samples],
         ordinals=[ordinal for _, _, ordinal in request.samples],
         weights=[float(weight) for weight in request.weights],
     )
-    return work, rows
 
 
 def _maker(request: BatchRequest, main: OpenDataset) -> Maker:
@@ -125,20 +130,18 @@ def _maker(request: BatchRequest, main: OpenDataset) -> Maker:
         reader=main.reader,
         seed=request.seed,
         transform=transform or None,
-        collate=asking(collate) if collate else None,
+        collate=collate or None,
         form=Form(dtype=request.dtype, channels=request.channels, sample_rate=request.sample_rate),
         skip_errors=request.on_error == "skip",
         pads=False,
     )
 
 
-def _payloads(request: BatchRequest, datasets: Mapping[str, OpenDataset], rows: list[SampleRow]) -> dict[int, Payload]:
-    found: dict[int, Payload] = {}
-    for number, asked in enumerate(request.datasets):
-        here = [i for i, (dataset, _, _) in enumerate(request.samples) if dataset == number]
-        payloads = datasets[asked.name].payloads([rows[i] for i in here])
-        found |= {here[i]: payload for i, payload in payloads.items()}
-    return found
+def _payloads(found: _ByDataset, rows: list[SampleRow]) -> dict[int, Payload]:
+    payloads: dict[int, Payload] = {}
+    for dataset, here in found:
+        payloads |= {here[i]: payload for i, payload in dataset.payloads([rows[i] for i in here]).items()}
+    return payloads
 
 
 def _narrowed(maker: Maker, request: BatchRequest, rows: list[SampleRow], payloads: Mapping[int, Payload]) -> Maker:

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from shardpipe import Batch, ShardLoader
+from shardpipe.loading.wire import BatchRequest, DatasetName
 
-__all__ = ["MAIN", "ROOT", "Server", "assert_same", "batches_of", "running", "same_batch"]
+__all__ = ["MAIN", "ROOT", "Server", "assert_same", "batch_request", "batches_of", "running", "same_batch"]
 
 ROOT = Path(__file__).parents[2]
 MAIN = "from shardpipe.cli import main; main()"
@@ -76,6 +77,23 @@ class Server:
             self.signal(signal.SIGCONT)
         self.process.terminate()
         return self.process.wait(_PATIENCE)
+
+
+def batch_request(fingerprint: str, *samples: tuple[int, int, int], transform: str | None = None) -> BatchRequest:
+    """For samples of the dataset speech."""
+    return BatchRequest(
+        datasets=[DatasetName("speech", fingerprint)],
+        samples=list(samples),
+        weights=[1] * len(samples),
+        seed=0,
+        dtype="float32",
+        channels="error",
+        sample_rate=None,
+        on_error="raise",
+        transform=transform,
+        collate=None,
+        place=None,
+    )
 
 
 @contextmanager

@@ -7,13 +7,12 @@ import gc
 import weakref
 from pathlib import Path
 
-from shardpipe.loading import BatchRequest
-from shardpipe.loading.wire import DatasetName
 from shardpipe.serve.config import DatasetConfig
 from shardpipe.serve.datasets import OpenDataset
 from shardpipe.serve.jobs import Jobs
 from shardpipe.serve.metrics import Metrics
 from shardpipe.serve.room import Answer
+from tests.serve.serving import batch_request
 from tests.speech import pack_speech
 
 
@@ -22,19 +21,7 @@ def test_an_answer_that_nobody_holds_is_gone_at_once(tmp_path: Path) -> None:
     data = pack_speech(tmp_path, 3)
     dataset = OpenDataset("speech", DatasetConfig(data=str(data)), None)
     jobs = Jobs({"speech": dataset}, Metrics(["speech"]), threads=1, memory=1 << 30, keep=0)
-    request = BatchRequest(
-        datasets=[DatasetName("speech", dataset.index.fingerprint)],
-        samples=[(0, 0, 1)],
-        weights=[1],
-        seed=0,
-        dtype="float32",
-        channels="error",
-        sample_rate=None,
-        on_error="raise",
-        transform=None,
-        collate=None,
-        place=None,
-    )
+    request = batch_request(dataset.index.fingerprint, (0, 0, 1))
 
     async def ask() -> weakref.ref[Answer]:
         async with jobs.answer(request.body()) as answer:

@@ -26,11 +26,10 @@ from shardpipe.loading.served.access import Access
 from shardpipe.loading.served.addresses import servers_of
 from shardpipe.loading.served.replicas import Replica, Replicas
 from shardpipe.loading.served.watch import Watch
-from shardpipe.loading.wire import BatchRequest, DatasetName
 from shardpipe.store import Retry
 from tests.forking import ended, forked, needs_fork
 from tests.serve.faults import spoiling
-from tests.serve.serving import Server, assert_same, batches_of, running
+from tests.serve.serving import Server, assert_same, batch_request, batches_of, running
 from tests.speech import pack_speech
 
 PLAN: dict[str, Any] = {"batch_size": 2, "seed": 4}
@@ -356,19 +355,8 @@ def test_two_who_want_the_same_at_once(data: Path, tmp_path: Path) -> None:
     config = tmp_path / "serve.yaml"
     slow = "{slow: 'tests.serve.functions:slow'}"
     config.write_text(f"datasets: {{speech: {{data: '{data}', transforms: {slow}}}}}")
-    body = BatchRequest(
-        datasets=[DatasetName("speech", ShardLoader(data, **PLAN).state_dict()["fingerprint"])],
-        samples=[(0, 0, 0)],
-        weights=[1],
-        seed=0,
-        dtype="float32",
-        channels="error",
-        sample_rate=None,
-        on_error="raise",
-        transform="slow",
-        collate=None,
-        place=None,
-    ).body()
+    fingerprint = ShardLoader(data, **PLAN).state_dict()["fingerprint"]
+    body = batch_request(fingerprint, (0, 0, 0), transform="slow").body()
     with running("--config", config, "--keep", "1") as server:
         asking = [http.client.HTTPConnection(server.url.rpartition("/")[2]) for _ in range(5)]
         for connection in asking:

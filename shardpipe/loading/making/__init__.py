@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from shardpipe.loading.making.buffers import Arena, Empty, memory_for
     from shardpipe.loading.making.device import CudaCopier, cuda_device, pinned
     from shardpipe.loading.making.form import Channels, Form
-    from shardpipe.loading.making.maker import Collate, Maker, Padded, Skipped, Transform, asking, finished
+    from shardpipe.loading.making.maker import Collate, Maker, Padded, Skipped, Transform, asking, finished, silence
     from shardpipe.loading.making.workers import Workers, check_picklable
 else:
     # Most of them need torch.
@@ -23,7 +23,7 @@ else:
         buffers=["Arena", "Empty", "memory_for"],
         device=["CudaCopier", "cuda_device", "pinned"],
         form=["Channels", "Form"],
-        maker=["Collate", "Maker", "Padded", "Skipped", "Transform", "asking", "finished"],
+        maker=["Collate", "Maker", "Padded", "Skipped", "Transform", "asking", "finished", "silence"],
         workers=["Workers", "check_picklable"],
     )
 
@@ -47,4 +47,5 @@ __all__ = [
     "finished",
     "memory_for",
     "pinned",
+    "silence",
 ]

@@ -22,7 +22,7 @@ from shardpipe.loading.work import Place, Work
 from shardpipe.order import AUGMENT, hash_key
 from shardpipe.settings import check
 
-__all__ = ["Collate", "Maker", "Padded", "Skipped", "Transform", "asking", "finished"]
+__all__ = ["Collate", "Maker", "Padded", "Skipped", "Transform", "asking", "finished", "silence"]
 
 Transform = Callable[[Sample, np.random.Generator], Sample]
 Collate = Callable[[list[Sample]], Any] | Callable[[list[Sample], Place], Any]
@@ -113,16 +113,12 @@ class Maker:
         rate = self.check_rates(rows)
         weights, lengths = list(work.weights), [self.form.frames(row) for row in rows]
         shape = self.form.shape(rows)
-        audio = self._memory(shape, lengths)
-        ends = np.cumsum(lengths) * math.prod(shape[1:-1])
+        audio, places = self._memory(shape, lengths)
         for i, payload in self.reader.payloads(rows, fetched):
-            if self.pads:
-                here = audio[i, ..., : lengths[i]]
-                _silence(audio[i, ..., lengths[i] :])
-            else:
-                here = audio[ends[i] - lengths[i] * math.prod(shape[1:-1]) : ends[i]].reshape(*shape[1:-1], lengths[i])
-            if not self._decoded(work, i, payload, here, skipped):
+            if not self._decoded(work, i, payload, places[i], skipped):
                 weights[i] = 0.0
+            if self.pads:
+                silence(audio[i, ..., lengths[i] :])
         return Padded(
             audio=audio,
             lengths=lengths,
@@ -134,11 +130,15 @@ class Maker:
             channels=shape[1] if len(shape) == 3 else None,
         )
 
-    def _memory(self, shape: tuple[int, ...], lengths: list[int]) -> npt.NDArray[Any]:
-        if not self.pads:
-            return np.empty(math.prod(shape[1:-1]) * sum(lengths), self.form.dtype)
-        memory: npt.NDArray[Any] = memory_for(self.empty, shape, self.form.dtype)
-        return memory
+    def _memory(self, shape: tuple[int, ...], lengths: list[int]) -> tuple[npt.NDArray[Any], list[npt.NDArray[Any]]]:
+        """That of a batch, and the place of each sample in it."""
+        if self.pads:
+            audio = memory_for(self.empty, shape, self.form.dtype)
+            return audio, [row[..., :length] for row, length in zip(audio, lengths)]
+        channels = shape[1:-1]
+        audio = np.empty(math.prod(channels) * sum(lengths), self.form.dtype)
+        stretches = np.split(audio, np.cumsum(lengths)[:-1] * math.prod(channels))
+        return audio, [stretch.reshape(*channels, -1) for stretch in stretches]
 
     def _decoded(
         self, work: Work, i: int, payload: Payload, out: npt.NDArray[Any], skipped: dict[int, Skipped]
@@ -153,7 +153,7 @@ class Maker:
                 raise
             damaged = isinstance(error, ShardError)
             skipped[i] = Skipped(key=row.key, epoch=work.epochs[i], reason=str(error), damaged=damaged)
-            _silence(out)
+            silence(out)
             return False
 
     def _sample(self, work: Work, i: int, payload: Payload, skipped: dict[int, Skipped]) -> Sample:
@@ -193,7 +193,7 @@ class Maker:
         padded = memory_for(self.empty, (len(found), *channels, max(lengths)), self.form.dtype)
         for row, audio in zip(padded, found):
             row[..., : audio.shape[-1]] = audio
-            _silence(row[..., audio.shape[-1] :])
+            silence(row[..., audio.shape[-1] :])
         return Padded(
             audio=padded,
             lengths=lengths,
@@ -267,7 +267,8 @@ def _strange(sample: Sample, what: str) -> ValueError:
     return ValueError(f"after the transform the audio of sample {sample.key!r} is {what}")
 
 
-def _silence(audio: npt.NDArray[Any]) -> None:
+def silence(audio: npt.NDArray[Any]) -> None:
+    """Makes it 0."""
     # As bytes, which numpy sets by memset; numbers it sets one by one.
     audio.view(np.uint8)[:] = 0
 

@@ -64,11 +64,12 @@ class Server:
         return f"{host}:{self.port}"
 
     def addresses(self) -> list[Address]:
-        """Those of its host, by DNS. Raises OSError."""
+        """Those of its host, by DNS. Raises OSError, which says that it cannot be found."""
         try:
             found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
-        except UnicodeError as error:
-            raise OSError(f"it is no name of a host: {error}") from error
+        except (OSError, UnicodeError) as error:
+            why = error.strerror or error if isinstance(error, OSError) else f"it is no name of a host: {error}"
+            raise OSError(f"{self.host} cannot be found ({why})") from error
         places = dict.fromkeys(Address(family, place) for family, _, _, _, place in found)
         # A host of both kinds of addresses is not to count twice.
         return [place for place in places if place.family == socket.AF_INET] or list(places)

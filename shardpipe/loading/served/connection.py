@@ -21,7 +21,7 @@ from typing import NamedTuple
 from shardpipe.loading.served.addresses import Address, Server
 from shardpipe.runtime import abandoned
 
-__all__ = ["Broken", "Connection", "Head"]
+__all__ = ["Body", "Broken", "Connection", "Head", "request_head"]
 
 _HEAD_MAX = 1 << 16
 _CALL_MAX = 1 << 30
@@ -45,6 +45,12 @@ class Head(NamedTuple):
     """Bytes of the file of which it is a range; 0 if it is none."""
     digest: str
     """Of the body, as RFC 9530 has it; empty if there is none."""
+
+
+def request_head(method: str, server: Server, path: str, *lines: bytes) -> bytes:
+    """A request's head, of these further lines."""
+    start = f"{method} {server.path}{path} HTTP/1.1\r\nHost: {server.authority}\r\nAccept-Encoding: identity\r\n"
+    return start.encode() + b"".join(lines) + b"\r\n"
 
 
 class Connection:
@@ -149,6 +155,12 @@ class Body:
                 view = view[self._received(view) :]
         finally:
             self._blocking(False)
+
+    def rest(self) -> bytes:
+        """All that is left of it."""
+        data = bytearray(self.left)
+        self.fill(memoryview(data))
+        return bytes(data)
 
     def _received(self, view: memoryview) -> int:
         try:

@@ -16,9 +16,8 @@ from typing import Generic, TypeVar
 
 from shardpipe.errors import StoreError
 from shardpipe.loading.served.access import Access
-from shardpipe.loading.served.connection import Body, Broken, Connection, Head
+from shardpipe.loading.served.connection import Body, Broken, Connection, Head, request_head
 from shardpipe.loading.served.replicas import Replica, Replicas
-from shardpipe.loading.served.watch import request_head
 from shardpipe.loading.wire import Refusal
 from shardpipe.runtime import GIVEN_UP, abandoned
 from shardpipe.store import Retry, parsed
@@ -132,7 +131,7 @@ class Exchange(Generic[_T]):
             return False
         shown = self._access.header
         lines = (shown, *question.lines, b"Content-Length: %d\r\n" % len(question.body))
-        connection.ask(request_head(question.method, replica, question.path, *lines) + question.body)
+        connection.ask(request_head(question.method, replica.server, question.path, *lines) + question.body)
         call = _Call(replica, connection, reused, self._replicas.called(again=self._failed), shown)
         replica.calls[call.number] = call.began
         self._calls.append(call)
@@ -254,9 +253,7 @@ class Exchange(Generic[_T]):
 def _refusal(head: Head, body: Body) -> Refusal | None:
     if head.length > _REFUSAL_MAX:
         return None
-    data = bytearray(head.length)
-    body.fill(memoryview(data))
     try:
-        return parsed(bytes(data), Refusal)
+        return parsed(body.rest(), Refusal)
     except ValueError:
         return None

@@ -64,8 +64,7 @@ class ServedStore:
 
 
 def _received(head: Head, body: Body) -> bytes:
-    data = bytearray(head.length)
-    body.fill(memoryview(data))
+    data = body.rest()
     if content_digest(data) != head.digest:
         raise ValueError("its checksum is not that of its bytes")
-    return bytes(data)
+    return data

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 
 from shardpipe.loading.served.access import Access
 from shardpipe.loading.served.addresses import Server, hosts_of
-from shardpipe.loading.served.connection import Broken, Connection
+from shardpipe.loading.served.connection import Broken, Connection, request_head
 from shardpipe.loading.served.replicas import Replica
-from shardpipe.loading.served.watch import request_head
 from shardpipe.runtime import pool
 
 __all__ = ["Onlooker", "Seen"]
@@ -69,7 +68,7 @@ class Onlooker:
     def _told(self, replica: Replica, path: str, until: float) -> tuple[int, bytes]:
         connection = Connection(replica.server, replica.address, self._access.tls_for(replica.server))
         try:
-            connection.ask(request_head("GET", replica, path, self._access.header, b"Connection: close\r\n"))
+            connection.ask(request_head("GET", replica.server, path, self._access.header, b"Connection: close\r\n"))
             while True:
                 poll = select.poll()
                 poll.register(connection, connection.events)
@@ -79,13 +78,11 @@ class Onlooker:
                     break
             if head.length > _BODY_MAX:
                 raise Broken("its answer is too long")
-            data = bytearray(head.length)
-            connection.body(head.length, seconds=_SECONDS, wanted=lambda: True).fill(memoryview(data))
-            return head.status, bytes(data)
+            return head.status, connection.body(head.length, seconds=_SECONDS, wanted=lambda: True).rest()
         finally:
             connection.close()
 
 
 def _unfound(server: Server, error: OSError) -> Seen:
     name = f"{server.scheme}://{server.authority}{server.path}"
-    return Seen(name=name, fault=f"{server.host} cannot be found ({error.strerror or error})")
+    return Seen(name=name, fault=str(error))

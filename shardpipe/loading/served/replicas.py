@@ -121,7 +121,7 @@ class Replicas:
             try:
                 there[server] = server.addresses()
             except OSError as error:
-                self.resolve_fault = f"{server.host} cannot be found ({error.strerror or error})"
+                self.resolve_fault = str(error)
         with self.changed:
             if servers is not self.servers:  # others were named meanwhile, and looked up then
                 return

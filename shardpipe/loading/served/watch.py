@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shardpipe.loading.served.access import Access
-from shardpipe.loading.served.connection import Broken, Connection, Head
+from shardpipe.loading.served.connection import Broken, Connection, Head, request_head
 from shardpipe.loading.served.replicas import Replica, Replicas
 from shardpipe.loading.wire import About
 from shardpipe.store import parsed
 
-__all__ = ["Watch", "request_head"]
+__all__ = ["Watch"]
 
 _LOOK = 0.05
 _RESOLVE_EVERY = 30.0
@@ -30,13 +30,6 @@ _ANSWER_WITHIN = 2.0
 _OVERDUE_FIRST = 0.5
 _OVERDUE = 0.25
 _ABOUT_MAX = 1 << 22
-
-
-def request_head(method: str, replica: Replica, path: str, *lines: bytes) -> bytes:
-    """A request's head, of these further lines."""
-    server = replica.server
-    start = f"{method} {server.path}{path} HTTP/1.1\r\nHost: {server.authority}\r\nAccept-Encoding: identity\r\n"
-    return start.encode() + b"".join(lines) + b"\r\n"
 
 
 @dataclass(eq=False)
@@ -113,7 +106,7 @@ class Watch:
             self._replicas.failed(replica, str(error), probed=True)
             return None
         shown = b"" if overdue else self._access.header
-        connection.ask(request_head("GET", replica, "/healthz" if overdue else "/about", shown))
+        connection.ask(request_head("GET", replica.server, "/healthz" if overdue else "/about", shown))
         seconds = _ALIVE_WITHIN if overdue else _ANSWER_WITHIN
         return _Probe(replica, connection, seconds, is_of_life=overdue, shown=shown)
 
@@ -149,10 +142,9 @@ class Watch:
                 "it is about to end" if head.status == 503 else f"it answers HTTP {head.status}, as no server of ours"
             )
             raise Broken(what)
-        data = bytearray(head.length)
-        probe.connection.body(head.length, seconds=1, wanted=lambda: True).fill(memoryview(data))
+        data = probe.connection.body(head.length, seconds=1, wanted=lambda: True).rest()
         try:
-            about = parsed(bytes(data), About)
+            about = parsed(data, About)
         except ValueError as error:
             raise Broken(f"what it says of itself cannot be read ({error})") from error
         replica.about = about

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from shardpipe.loading.making import silence
+
 __all__ = ["joined", "spread"]
 
 _SCALE = np.float32(1 / 32768)
@@ -32,9 +34,5 @@ def spread(audio: npt.NDArray[Any], came: npt.NDArray[Any], lengths: Sequence[in
             here[...] = part
         else:
             np.multiply(part, _SCALE, out=here, dtype=np.float32)
-        rest = row[..., length:]
-        if rest.flags.c_contiguous:
-            rest.view(np.uint8)[...] = 0  # as bytes, which numpy sets by memset; numbers it sets one by one
-        else:
-            rest[...] = 0
+        silence(row[..., length:])
         at += here.size
