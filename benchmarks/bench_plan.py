@@ -98,7 +98,7 @@ def shardpipe(lengths: np.ndarray, ranks: int, window: int) -> Batches:
     order = Order([len(lengths)], seed=0, window=window, lanes=lanes)
     # The lengths are taken as those of the positions: they are in random order already.
     plan = Plan(order, Batching(batch_seconds=BUDGET), seconds=lambda _, positions: lengths[positions])
-    return [[lengths[batch] for batch in step.batches] for step in steps(plan.batches(0, 0), ranks)]
+    return [[lengths[batch.positions] for batch in step.batches] for step in steps(plan.batches(0, 0), ranks)]
 
 
 def bucketed(lengths: np.ndarray, ranks: int, peer: Peer) -> Batches:

@@ -51,7 +51,7 @@ def walk(sequence: Any, samples: int, every: int) -> list[tuple[int, float, int]
 
     noted: list[tuple[int, float, int]] = []
     begun = monotonic()
-    for work in works(sequence, sequence.steps(0), 0):
+    for work in works(sequence, sequence.steps(0), 0, 1):
         if not noted or work.place.consumed_samples >= noted[-1][0] + every:
             noted.append((work.place.consumed_samples, monotonic() - begun, resident()))
         if work.place.consumed_samples >= samples:

@@ -74,16 +74,15 @@ def latencies(loader: ShardLoader, count: int) -> dict[str, list[float]]:
     after another, without anything made ahead.
     """
     feed = loader._feed
-    assert feed.sharing is not None
-    assert feed.service is not None
+    assert feed.served is not None
     empty = Arena(feed.prefetch_bytes).empty
     told: dict[str, list[float]] = {"made": [], "kept": [], "bytes": []}
-    with feed.service.client.using():
+    with feed.served.client.using():
         steps = loader._sequence.steps(loader.consumed_samples)
-        for work in islice(works(loader._sequence, steps, 0), count):
+        for work in islice(works(loader._sequence, steps, 0, 1), count):
             for kind in ("made", "kept"):
                 begun = time.monotonic()
-                batch, _ = feed.sharing._served(work, empty)
+                batch, _ = feed.served(work, empty)
                 told[kind].append(time.monotonic() - begun)
             told["bytes"].append(batch.audio.nbytes)
     return told

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from fractions import Fraction
 from operator import index
-from typing import Any
+from typing import Any, TypeVar
 
 from shardpipe.errors import ConfigError
 
-__all__ = ["byte_size", "check", "integer", "number"]
+__all__ = ["byte_size", "check", "integer", "number", "optional"]
 
 _INTEGER_MAX = 2**63
+_Value = TypeVar("_Value")
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -46,6 +48,11 @@ def number(name: str, value: Any) -> float:
     except (TypeError, ValueError, OverflowError):
         pass
     raise ConfigError(name, value, "it must be a number")
+
+
+def optional(kind: Callable[..., _Value], name: str, value: Any, **rules: Any) -> _Value | None:
+    """A setting as `integer` or `number` has it, or None where it was not given."""
+    return None if value is None else kind(name, value, **rules)
 
 
 def byte_size(name: str, text: str) -> int:

@@ -40,7 +40,17 @@ def test_the_loader_takes() -> None:
     parameters = list(inspect.signature(shardpipe.ShardLoader).parameters.values())
     assert [p.name for p in parameters] == [
         *("data", "batch_size", "batch_seconds", "seed", "shuffle", "window", "lanes", "sub_epochs", "rank"),
-        *("world_size", "resume_samples", "repeat", "min_seconds", "max_seconds", "transform", "collate", "dtype"),
+        *(
+            "world_size",
+            "resume_samples",
+            "repeat",
+            "batches_per_step",
+            "min_seconds",
+            "max_seconds",
+            "transform",
+            "collate",
+            "dtype",
+        ),
         *("channels", "sample_rate", "threads"),
         *("workers", "prefetch", "prefetch_bytes", "on_error", "cache_dir", "cache_bytes", "schemes", "device"),
         *("servers", "local", "token_file", "tls_ca", "digests"),
@@ -59,7 +69,19 @@ def test_the_loader_offers() -> None:
 
 def test_a_batch_holds() -> None:
     assert list(shardpipe.Batch.__dataclass_fields__) == [
-        *("audio", "lengths", "weights", "keys", "texts", "extras", "sample_rate", "epoch", "consumed_samples", "state")
+        *(
+            "audio",
+            "lengths",
+            "weights",
+            "keys",
+            "texts",
+            "extras",
+            "sample_rate",
+            "epoch",
+            "consumed_samples",
+            "state",
+        ),
+        *("ends_step", "seed"),
     ]
 
 

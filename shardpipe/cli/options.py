@@ -92,6 +92,10 @@ def _sequence(
     shuffle: Annotated[bool, typer.Option("--shuffle/--no-shuffle", help="Whether the order is shuffled.")] = True,
     window: Annotated[int, typer.Option(help="Samples of a lane that are shuffled together.")] = DEFAULT_WINDOW,
     lanes: Annotated[int | None, typer.Option(help="Interleaved streams of the order; default by the data.")] = None,
+    batches_per_step: Annotated[
+        int | None,
+        typer.Option(help="Batches of an optimizer step, all ranks together; else one for every rank.", min=1),
+    ] = None,
     scheme: Schemes = None,
 ) -> "BatchSequence":
     from shardpipe.dataset import Index
@@ -101,4 +105,12 @@ def _sequence(
         batch_size=batch_size, batch_seconds=batch_seconds, min_seconds=min_seconds, max_seconds=max_seconds
     )
     index = Index.load(data, schemes=scheme or ())
-    return BatchSequence(index, batching, seed=seed, shuffle=shuffle, window=window, lanes=lanes)
+    return BatchSequence(
+        index,
+        batching,
+        seed=seed,
+        shuffle=shuffle,
+        window=window,
+        lanes=lanes,
+        batches_per_step=batches_per_step,
+    )

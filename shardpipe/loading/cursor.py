@@ -42,26 +42,28 @@ class Cursor:
         return self.sequence.steps(self.consumed, world_size=world_size, sub_epochs=self._sub_epochs)
 
     def length(self, world_size: int) -> int:
-        """Steps of the whole sub-epoch, from where a run on these ranks that is never stopped begins it."""
+        """Batches of a rank in the whole sub-epoch, from where a run on these ranks that is never stopped begins it."""
         count = self.consumed if self.repeat else 0
         this = (count // self.sequence.num_samples, self.sequence.sub_epoch(count, self._sub_epochs), world_size)
         if self._length is None or self._length[0] != this:
             steps = self.sequence.sub_epoch_steps(count, world_size=world_size, sub_epochs=self._sub_epochs)
-            self._length = (this, sum(1 for _ in steps))
+            self._length = (this, sum(step.times(world_size) for step in steps))
         return self._length[1]
 
     def lengths(self, world_size: int) -> Iterator[int]:
-        """Steps that are left of this sub-epoch, and those of the sub-epochs that follow, without end."""
+        """Batches of a rank that are left of this sub-epoch, and those of the sub-epochs that follow, without end."""
         while not self.repeat:
             yield self.length(world_size)
         ahead = Cursor(self.sequence, sub_epochs=self._sub_epochs, consumed=self.consumed, repeat=True)
         while True:
             began, end = ahead.consumed, ahead.end
-            counts = [step.count for step in ahead.steps(world_size)]
-            ahead.consumed = counts[-1] if counts else began
+            number = 0
+            for step in ahead.steps(world_size):
+                ahead.consumed = step.count
+                number += step.times(world_size)
             if ahead.consumed < end:
                 ahead.exclude_the_rest(began)
-            yield len(counts)
+            yield number
 
     def advance(self, count: int, *, delivered: int) -> None:
         self.num_excluded += count - self.consumed - delivered

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 
@@ -49,7 +49,7 @@ class Visit:
 @dataclass(frozen=True, kw_only=True)
 class InStep:
     """The step of an epoch to which a batch belongs, from 0 on; the rank that takes the batch; the counts before and
-    after the step, and the keys that each rank is given in it.
+    after the step, and the keys that each rank is given in it, repeats apart.
     """
 
     number: int
@@ -102,19 +102,18 @@ def step_of(sequence: BatchSequence, turn: Turn, *, world_size: int = 1) -> InSt
     """The step that the batch belongs to, if there have been `world_size` ranks since the epoch began: plans the epoch
     up to there.
     """
-    base = before = turn.epoch * sequence.num_samples
-    batches = sequence.plan.batches(turn.epoch, 0)
-    for number, step in enumerate(iter(lambda: list(islice(batches, world_size)), [])):
-        counts = [base + batch.count for batch in step]
+    begin = turn.epoch * sequence.num_samples
+    for number, step in enumerate(sequence.steps(begin, world_size=world_size)):
+        counts = [batch.count for batch in step.batches]
         if turn.consumed_after in counts:
+            keys = [sequence.keys(turn.epoch, batch.positions) for batch in step.batches]
             return InStep(
                 number=number,
-                rank=counts.index(turn.consumed_after),
-                consumed_before=before,
-                consumed_after=counts[-1],
-                keys=[sequence.keys(turn.epoch, batch.positions) for batch in step],
+                rank=counts.index(turn.consumed_after) % world_size,
+                consumed_before=step.begin,
+                consumed_after=step.count,
+                keys=[list(chain(*keys[rank::world_size])) for rank in range(min(world_size, len(keys)))],
             )
-        before = counts[-1]
     raise ConfigError("turn", turn, "it is of another plan")
 
 
@@ -125,12 +124,12 @@ def plan_cost(sequence: BatchSequence, *, world_size: int = 1) -> Cost:
     audio = padded = waited = 0.0
     touched = np.zeros((world_size, len(order.counts)), np.bool_)
     while some := list(islice(steps, _STEPS_AT_ONCE)):
-        flat = [positions for step in some for positions in step.batches]
+        flat = [batch.positions for step in some for batch in step.batches]
         ends = np.cumsum([len(positions) for positions in flat])
         together = np.concatenate(flat)
         lengths = sequence.seconds(0, together)
         costs = np.maximum.reduceat(lengths, ends - np.diff(ends, prepend=0)) * np.diff(ends, prepend=0)
-        ranks = np.concatenate([np.arange(len(step.batches)) for step in some])
+        ranks = np.concatenate([np.arange(len(step.batches)) % world_size for step in some])
         touched[np.repeat(ranks, np.diff(ends, prepend=0)), order.sample_at(together, 0)[0]] = True
         slowest = np.maximum.reduceat(costs, np.flatnonzero(ranks == 0))
         number, batches, delivered = number + len(some), batches + len(flat), delivered + len(together)
@@ -164,7 +163,8 @@ def _turn(
     """The first batch of an epoch that is wanted; only where samples are left out may it lie before this window."""
     plan, base = sequence.plan, epoch * sequence.num_samples
     excludes = plan.batching.excludes
-    ranks_stay = world_size == 1 or not (excludes or plan.order.lanes % world_size)
+    strays = plan.order.lanes % world_size or sequence.step_size(world_size) % world_size
+    ranks_stay = world_size == 1 or not (excludes or strays)
     for first in _backwards(window):
         start = plan.window_start(first)
         # What is left out goes with the batch before it, which may lie in an earlier window.

@@ -22,7 +22,7 @@ from shardpipe.loading.sequence import BatchSequence
 from shardpipe.loading.served import Digests, ServiceCounts
 from shardpipe.order import DEFAULT_WINDOW, Batching
 from shardpipe.runtime import Ending
-from shardpipe.settings import check, integer, number
+from shardpipe.settings import check, integer, number, optional
 from shardpipe.store import Store
 
 __all__ = ["ShardLoader"]
@@ -40,6 +40,10 @@ class ShardLoader(NoDataLoader):
     rank, world_size: which of how many processes this is. They may change at every start. rank="auto" takes both from
         torch.distributed when a loop begins, and rank=mesh["dp"] from a dimension of a DeviceMesh: ranks that share a
         model share its batches. Without them this process is alone, and torch.distributed may know of no other.
+    batches_per_step: batches of an optimizer step, all ranks together, so that a step is the same on any number of
+        them. A rank takes every world_size-th; one that has fewer gets a repeat of weight 0; the count and the state
+        move with the last, which has `ends_step`, and a loop that was left before begins the step anew. Without it a
+        step is one batch for every rank.
     resume_samples: samples that the run has consumed already.
     repeat: False makes every `for` one whole pass from the start, for validation; a `break` leaves no trace.
     min_seconds, max_seconds: samples outside are left out, but count as consumed; `num_excluded` counts them.
@@ -91,6 +95,7 @@ class ShardLoader(NoDataLoader):
         world_size: int | None = None,
         resume_samples: int = 0,
         repeat: bool = True,
+        batches_per_step: int | None = None,
         min_seconds: float | None = None,
         max_seconds: float | None = None,
         transform: Transform | str | None = None,
@@ -140,10 +145,10 @@ class ShardLoader(NoDataLoader):
             digests=digests,
         )
         batching = Batching(
-            batch_size=None if batch_size is None else integer("batch_size", batch_size),
-            batch_seconds=None if batch_seconds is None else number("batch_seconds", batch_seconds),
-            min_seconds=None if min_seconds is None else number("min_seconds", min_seconds),
-            max_seconds=None if max_seconds is None else number("max_seconds", max_seconds),
+            batch_size=optional(integer, "batch_size", batch_size),
+            batch_seconds=optional(number, "batch_seconds", batch_seconds),
+            min_seconds=optional(number, "min_seconds", min_seconds),
+            max_seconds=optional(number, "max_seconds", max_seconds),
         )
         self._sequence = BatchSequence(
             setup.open(),
@@ -151,7 +156,8 @@ class ShardLoader(NoDataLoader):
             seed=integer("seed", seed),
             shuffle=shuffle,
             window=integer("window", window),
-            lanes=None if lanes is None else integer("lanes", lanes),
+            lanes=optional(integer, "lanes", lanes),
+            batches_per_step=optional(integer, "batches_per_step", batches_per_step, least=1),
         )
         self._feed, self._service = setup.feed(self._sequence), setup.service
         if transform is None and collate is None:

@@ -34,7 +34,8 @@ from shardpipe.store import converted
 
 __all__ = ["STATE_FORMAT", "BatchSequence"]
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
+"""Of states that hold batches_per_step; those without it have format 1, as ever."""
 
 _FIXES = {
     "format": "The state was saved by another version of shardpipe: resume with that version.",
@@ -42,6 +43,8 @@ _FIXES = {
     "fingerprint": "The state belongs to another dataset: point at the one it was saved with, or start a new run.",
     "seed": "Use the seed of the run that saved the state, or start a new run.",
     "plan": "The order is fixed for a run: use the same window, lanes and shuffle, or start a new run.",
+    "batches_per_step": "Give the run's own, whatever the number of ranks. To train on with other steps, resume by the "
+    "count alone: resume_samples.",
 }
 
 _MEND = "It is damaged: load what state_dict() gave."
@@ -63,6 +66,7 @@ class _Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class _Place(msgspec.Struct, frozen=True):
     consumed_samples: Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX - 1)]
     plan: _Plan
+    batches_per_step: Annotated[int, msgspec.Meta(ge=1)] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +81,7 @@ class BatchSequence:
     """All batches of all epochs of `index`'s dataset, under one seed, order and batching.
 
     `lanes` None takes the default for the dataset; without shuffling that is one lane, which keeps the packed order.
+    `batches_per_step` is of all ranks together; None makes it as many as there are ranks.
     """
 
     def __init__(
@@ -88,6 +93,7 @@ class BatchSequence:
         shuffle: bool = True,
         window: int = DEFAULT_WINDOW,
         lanes: int | None = None,
+        batches_per_step: int | None = None,
     ) -> None:
         if not index.num_samples:
             raise ConfigError("data", index.store.url, "it must hold a sample, and holds none")
@@ -96,6 +102,7 @@ class BatchSequence:
         self.index = index
         self.order = Order(index.counts, seed=seed, window=window, lanes=lanes, shuffle=shuffle)
         self.num_samples = index.num_samples
+        self.batches_per_step = batches_per_step
         self._ordinals = np.cumsum(index.counts) - index.counts
         self._changes = [_Change(since=0, batching=batching)]
         self._stated: tuple[int, int, dict[str, Any]] | None = None
@@ -120,10 +127,14 @@ class BatchSequence:
                 for batch in plan.batches(epoch, max(consumed, since) - base, until - base):
                     yield replace(batch, count=base + batch.count)
 
+    def step_size(self, world_size: int) -> int:
+        """Batches of a step on so many ranks."""
+        return self.batches_per_step or world_size
+
     def steps(self, consumed: int, *, world_size: int = 1, sub_epochs: int = 1) -> Iterator[Step]:
         """The rest of the sub-epoch that the count lies in: it ends with the first step that reaches its share."""
         end = self.sub_epoch_end(consumed, sub_epochs)
-        for step in steps(self.batches(consumed), world_size):
+        for step in steps(self.batches(consumed), self.step_size(world_size), begin=consumed):
             yield step
             if step.count >= end:
                 return
@@ -176,14 +187,17 @@ class BatchSequence:
             plans = self._plans(consumed // self.num_samples)
             plan, since, until = next((p, since, until) for p, since, until in plans if since <= consumed < until)
             self._stated = stated = since, until, {**self._order_parameters(), **asdict(plan.batching)}
-        return {
-            "format": STATE_FORMAT,
+        state = {
+            "format": 1 if self.batches_per_step is None else STATE_FORMAT,
             "algorithm": ALGORITHM,
             "fingerprint": self.index.fingerprint,
             "seed": self.order.seed,
             "consumed_samples": consumed,
             "plan": dict(stated[2]),
         }
+        if self.batches_per_step is not None:
+            state["batches_per_step"] = self.batches_per_step
+        return state
 
     def restore(self, state: dict[str, Any]) -> int:
         """Take a saved state's place and return its count. If the batching differs, the saved one first finishes its
@@ -193,19 +207,26 @@ class BatchSequence:
         never gave raises ConfigError.
         """
         _check_state(state, isinstance(state, dict), "it must be a dict")
-        own = {"format": STATE_FORMAT, "algorithm": ALGORITHM, "fingerprint": self.index.fingerprint}
-        for field, current in {**own, "seed": self.order.seed}.items():
+        is_first = state.get("format") == 1
+        own = {"format": 1 if is_first else STATE_FORMAT, "algorithm": ALGORITHM}
+        for field, current in {**own, "fingerprint": self.index.fingerprint, "seed": self.order.seed}.items():
             value = state.get(field)
             if type(value) is not type(current) or value != current:
                 raise ResumeMismatch(field, value, current, fix=_FIXES[field])
         try:
-            place = converted({name: state.get(name) for name in ("consumed_samples", "plan")}, _Place)
+            place = converted({name: state.get(name) for name in _Place.__struct_fields__}, _Place)
         except ValueError as error:
             raise ConfigError("state", state, f"it is none ({error})", fix=_MEND) from error
         parameters = msgspec.structs.asdict(place.plan)
         for field, current in self._order_parameters().items():
             if (was := parameters.pop(field)) != current:
                 raise ResumeMismatch(field, was, current, fix=_FIXES["plan"])
+        size, rule = place.batches_per_step, "format 2 alone has batches_per_step, and always"
+        _check_state(size, (size is None) == is_first, rule)
+        # After steps of one batch a rank, which have no size, any others may follow.
+        if size is not None and size != self.batches_per_step:
+            fix = _FIXES["batches_per_step"]
+            raise ResumeMismatch("batches_per_step", size, self.batches_per_step, fix=fix)
         consumed, saved = place.consumed_samples, Batching(**parameters)
         begun = 0 <= saved.origin * self.order.lanes <= consumed % self.num_samples
         _check_state(saved.origin, begun, "the origin of its plan must lie before its consumed_samples")

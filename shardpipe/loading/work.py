@@ -10,7 +10,7 @@ import numpy as np
 
 from shardpipe.loading.read import SampleRow, rows_of
 from shardpipe.loading.sequence import BatchSequence
-from shardpipe.order import Step
+from shardpipe.order import BATCH, Share, Step, hash_key
 
 __all__ = ["Place", "Work", "works"]
 
@@ -24,57 +24,70 @@ class Place:
 
     epoch: int
     consumed_samples: int
-    """Of the run, all ranks together, after this step."""
+    """Of the run, all ranks together, after this step; with a step's earlier batches still before it."""
     state: dict[str, Any]
-    """What `ShardLoader.load_state_dict` takes to go on after this step; JSON-able."""
+    """What `ShardLoader.load_state_dict` takes to go on after this step, or at its start; JSON-able."""
+    ends_step: bool
+    """Whether it is this rank's last batch of the step."""
+    seed: int
+    """The batch's own on any world, below 2**62: what is random about it can be keyed by it."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Work:
     """One batch to make: everything a thread or a process needs to know of it."""
 
     place: Place
     delivered: int
-    """Samples of this step, all ranks together."""
+    """Samples that the count's move goes by: those of this step, all ranks together; 0 before its last batch."""
     rows: list[SampleRow]
     epochs: list[int]
     """Of each sample: what is random about it is keyed by it."""
     ordinals: list[int]
     """Each sample's place in the whole dataset."""
     weights: list[float]
-    """0 for a repeat that fills an epoch's last step, else 1."""
+    """0 for a repeat that fills a step, else 1."""
 
 
-def works(sequence: BatchSequence, steps: Iterable[Step], rank: int) -> Iterator[Work]:
-    """The rank's batch of every step. Steps are looked up in groups that begin with one and double: the first batch is
+def works(sequence: BatchSequence, steps: Iterable[Step], rank: int, world_size: int) -> Iterator[Work]:
+    """The rank's batches of every step. They are looked up in groups that begin with one and double: the first batch is
     not to wait for others.
     """
-    for group in _groups(steps):
-        epoch = (group[0].count - 1) // sequence.num_samples
-        batches = [step.of_rank(rank) for step in group]
-        shards, places, ordinals = sequence.samples(epoch, np.concatenate([positions for positions, _ in batches]))
+    for group in _groups((step, share) for step in steps for share in step.of_rank(rank, world_size)):
+        batches = [share.batch for _, share in group]
+        epoch = (batches[0].count - 1) // sequence.num_samples
+        shards, places, ordinals = sequence.samples(epoch, np.concatenate([batch.positions for batch in batches]))
         rows = rows_of(sequence.index, shards, places)
+        ends = np.array([batch.count for batch in batches])
+        seeds = (hash_key(sequence.order.seed, BATCH, ends) >> np.uint64(2)).tolist()
         start = 0
-        for step, (positions, real) in zip(group, batches):
-            stop = start + len(positions)
+        for (step, share), seed in zip(group, seeds):
+            stop = start + len(share.batch.positions)
+            count = step.count if share.last else step.begin
             yield Work(
-                place=Place(epoch=epoch, consumed_samples=step.count, state=sequence.state(step.count)),
-                delivered=sum(len(of_rank) for of_rank in step.batches),
+                place=Place(
+                    epoch=epoch,
+                    consumed_samples=count,
+                    state=sequence.state(count),
+                    ends_step=share.last,
+                    seed=seed,
+                ),
+                delivered=sum(len(batch.positions) for batch in step.batches) if share.last else 0,
                 rows=rows[start:stop],
-                epochs=[epoch] * len(positions),
+                epochs=[epoch] * (stop - start),
                 ordinals=ordinals[start:stop].tolist(),
-                weights=[float(real)] * len(positions),
+                weights=[float(share.real)] * (stop - start),
             )
             start = stop
 
 
-def _groups(steps: Iterable[Step]) -> Iterator[list[Step]]:
+def _groups(shares: Iterable[tuple[Step, Share]]) -> Iterator[list[tuple[Step, Share]]]:
     """All of one epoch."""
-    group: list[Step] = []
+    group: list[tuple[Step, Share]] = []
     length, samples = 1, 0
-    for step in steps:
-        group.append(step)
-        samples += max(len(positions) for positions in step.batches)
+    for step, share in shares:
+        group.append((step, share))
+        samples += len(share.batch.positions)
         if len(group) >= length or samples >= _MOST_SAMPLES:
             yield group
             group, length, samples = [], 2 * length, 0

@@ -6,13 +6,14 @@ state. What it returns is part of every checkpoint's meaning, and pinned by gold
 """
 
 from shardpipe.order.batching import Batching, Floats
-from shardpipe.order.bijection import ALGORITHM, AUGMENT, STEP, hash_key
-from shardpipe.order.plan import Plan, PlannedBatch, Step, steps
+from shardpipe.order.bijection import ALGORITHM, AUGMENT, BATCH, STEP, hash_key
+from shardpipe.order.plan import Plan, PlannedBatch, Share, Step, steps
 from shardpipe.order.shuffle import COUNT_MAX, DEFAULT_WINDOW, Ints, Order, by_shard, default_lanes
 
 __all__ = [
     "ALGORITHM",
     "AUGMENT",
+    "BATCH",
     "COUNT_MAX",
     "DEFAULT_WINDOW",
     "STEP",
@@ -22,6 +23,7 @@ __all__ = [
     "Order",
     "Plan",
     "PlannedBatch",
+    "Share",
     "Step",
     "by_shard",
     "default_lanes",

@@ -17,13 +17,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ALGORITHM", "AUGMENT", "RUNGS", "SHARDS", "STEP", "WINDOW", "Words", "hash_key", "permute", "unpermute"]
+__all__ = [
+    "ALGORITHM",
+    "AUGMENT",
+    "BATCH",
+    "RUNGS",
+    "SHARDS",
+    "STEP",
+    "WINDOW",
+    "Words",
+    "hash_key",
+    "permute",
+    "unpermute",
+]
 
 ALGORITHM = 1
 """Version of everything that decides the order. A saved state of another version is refused."""
 
 # What a key is for. Two purposes never share a stream of random numbers.
-SHARDS, WINDOW, RUNGS, AUGMENT, STEP = range(1, 6)
+SHARDS, WINDOW, RUNGS, AUGMENT, STEP, BATCH = range(1, 7)
 
 Words = npt.NDArray[np.uint64]
 

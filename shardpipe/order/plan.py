@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from shardpipe.order.bijection import RUNGS, hash_key, permute
 from shardpipe.order.cut import cut
 from shardpipe.order.shuffle import Ints, Order
 
-__all__ = ["Block", "Plan", "PlannedBatch", "Step", "steps"]
+__all__ = ["Block", "Plan", "PlannedBatch", "Share", "Step", "steps"]
 
 # Rungs are planned together until they hold about this many samples: one batch at a time is slow in numpy.
 _STATIC_BLOCK = 4096
@@ -50,27 +51,46 @@ class PlannedBatch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Share:
+    """What a rank takes of a step at a time: a batch that is its own, or a repeat of one, which fills the step up."""
+
+    batch: PlannedBatch
+    real: bool
+    last: bool
+    """Of those that the rank takes in this step."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Step:
-    """One batch for every rank. Rank r takes batches[r]; if there are fewer, a repeat with weight 0."""
+    """The batches of one optimizer step, and the counts before and after it."""
 
-    batches: tuple[Ints, ...]
-    count: int
+    batches: tuple[PlannedBatch, ...]
+    begin: int
 
-    def of_rank(self, rank: int) -> tuple[Ints, bool]:
-        """The rank's positions, and whether they are real (or a repeat that fills an epoch's last step)."""
-        return self.batches[rank % len(self.batches)], rank < len(self.batches)
+    @property
+    def count(self) -> int:
+        return self.batches[-1].count
+
+    def times(self, world_size: int) -> int:
+        """How many batches each of so many ranks takes of the step, repeats among them: as many as the others."""
+        return -(-len(self.batches) // world_size)
+
+    def of_rank(self, rank: int, world_size: int) -> list[Share]:
+        """Batches rank, rank + world_size, ...; for what is not there, the first that it takes, or else another."""
+        number, times = len(self.batches), self.times(world_size)
+        mine = range(rank, rank + times * world_size, world_size)
+        return [
+            Share(batch=self.batches[i if i < number else rank % number], real=i < number, last=i == mine[-1])
+            for i in mine
+        ]
 
 
-def steps(batches: Iterator[PlannedBatch], world_size: int) -> Iterator[Step]:
-    """Deal a sequence of batches to `world_size` ranks; only the last step may be short."""
-    group: list[PlannedBatch] = []
-    for batch in batches:
-        group.append(batch)
-        if len(group) == world_size:
-            yield Step(batches=tuple(b.positions for b in group), count=batch.count)
-            group = []
-    if group:
-        yield Step(batches=tuple(b.positions for b in group), count=group[-1].count)
+def steps(batches: Iterator[PlannedBatch], size: int, *, begin: int = 0) -> Iterator[Step]:
+    """A sequence of batches, `size` to a step; only the last one may be short. `begin` is the count before them."""
+    while group := tuple(islice(batches, size)):
+        step = Step(batches=group, begin=begin)
+        yield step
+        begin = step.count
 
 
 class Plan:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeAlias
 
+import msgspec
+
 from shardpipe.audio import fits_int16
 from shardpipe.errors import ShardError, ShardpipeError
 from shardpipe.loading import (
@@ -15,6 +17,7 @@ from shardpipe.loading import (
     Maker,
     Payload,
     Place,
+    PlaceFields,
     Refusal,
     SampleRow,
     Skipped,
@@ -29,6 +32,7 @@ __all__ = ["Refused", "check_request", "made"]
 
 _log = logging.getLogger("shardpipe.serve")
 
+_NOWHERE = PlaceFields(epoch=0, consumed_samples=0, state={})
 _ByDataset: TypeAlias = list[tuple[OpenDataset, list[int]]]
 
 
@@ -108,13 +112,8 @@ def _work(request: BatchRequest, found: _ByDataset) -> Work:
             rows |= zip(here, dataset.rows(request.samples[i][2] for i in here))
         except ValueError as error:
             raise _refused(400, "request", str(error)) from error
-    place = request.place
     return Work(
-        place=Place(
-            epoch=place.epoch if place else 0,
-            consumed_samples=place.consumed_samples if place else 0,
-            state=place.state if place else {},
-        ),
+        place=Place(**msgspec.structs.asdict(request.place or _NOWHERE)),
         delivered=len(rows),
         rows=[rows[i] for i in range(len(rows))],
         epochs=[epoch for _, epoch, _ in request.samples],

@@ -284,7 +284,7 @@ def test_the_garbage_collector_may_end_a_loop_in_the_midst_of_its_threads(
 def test_a_forked_process_closes_the_windows_of_its_parent(data: Path, tmp_path: Path) -> None:
     index = Index.load(LocalStore(data))
     sequence = BatchSequence(index, Batching(batch_size=4), window=10, lanes=2)
-    prefetch = WindowPrefetch(sequence, Reader(index.store, index.shards, ShardCache(tmp_path)), 0)
+    prefetch = WindowPrefetch(sequence, Reader(index.store, index.shards, ShardCache(tmp_path)), 0, 1)
     with prefetch._lock:  # as another thread might
         child = forked(lambda: (prefetch.made(0), prefetch.close()))
     assert ended(child) == 0

@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import shardpipe.order.bijection
-from shardpipe.order.bijection import AUGMENT, RUNGS, SHARDS, STEP, WINDOW, Words, hash_key, permute, unpermute
+from shardpipe.order.bijection import (
+    AUGMENT,
+    BATCH,
+    RUNGS,
+    SHARDS,
+    STEP,
+    WINDOW,
+    Words,
+    hash_key,
+    permute,
+    unpermute,
+)
 
 KEYS = 100_000
 ALPHA = 1e-4  # seeds are fixed, so a test at this level passes always or never
@@ -86,7 +97,7 @@ def test_hash_key_broadcasts() -> None:
 
 def test_hash_key_tells_all_fields_apart() -> None:
     assert len(np.unique(hash_key(np.arange(1000)[:, None], np.arange(1000)))) == 10**6
-    assert len({int(hash_key(7, 3, purpose)[0]) for purpose in (SHARDS, WINDOW, RUNGS, AUGMENT, STEP)}) == 5
+    assert len({int(hash_key(7, 3, purpose)[0]) for purpose in (SHARDS, WINDOW, RUNGS, AUGMENT, STEP, BATCH)}) == 6
     assert hash_key(1, 2) != hash_key(2, 1)
     assert hash_key(1) != hash_key(1, 0)
     assert hash_key(0) != hash_key(0, 0)
@@ -228,7 +239,7 @@ def test_golden_keys() -> None:
     assert hash_key(5, 1, WINDOW, 0, 0).tolist() == [0x9C6EA27140356170]
     assert hash_key(6, 0, WINDOW, 0, 0).tolist() == [0x9285B525F3D9F2A6]
     assert hash_key(2**63 - 1, 2**40, SHARDS).tolist() == [0x3C40C1A853B7B9AC]
-    assert (SHARDS, WINDOW, RUNGS, AUGMENT, STEP) == (1, 2, 3, 4, 5)
+    assert (SHARDS, WINDOW, RUNGS, AUGMENT, STEP, BATCH) == (1, 2, 3, 4, 5, 6)
     assert shardpipe.order.bijection.ALGORITHM == 1
 
 

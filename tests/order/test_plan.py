@@ -280,23 +280,27 @@ def test_a_batching_with_an_origin_plans_the_rest_of_the_window() -> None:
     assert (plan.block(0, 1).start, plan.block(0, 1).end) == (40, 80)
 
 
-@given(epoch=epochs_of, batching=st.one_of(batchings, excluding))
+@given(epoch=epochs_of, batching=st.one_of(batchings, excluding), size=st.integers(1, 9))
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5, 8])
-def test_any_number_of_ranks_takes_the_same_sequence(world_size: int, epoch: Epoch, batching: Batching) -> None:
-    whole = flat(epoch.plan(batching).batches(0, 0))
-    dealt = list(steps(epoch.plan(batching).batches(0, 0), world_size))
-    assert [batch.tolist() for step in dealt for batch in step.batches] == [positions for positions, _ in whole]
-    assert all(len(step.batches) == world_size for step in dealt[:-1])
-    assert [step.count for step in dealt] == [
-        whole[min(first + world_size, len(whole)) - 1][1] for first in range(0, len(whole), world_size)
-    ]
+def test_any_number_of_ranks_takes_the_same_sequence(
+    world_size: int, epoch: Epoch, batching: Batching, size: int
+) -> None:
+    whole = list(epoch.plan(batching).batches(0, 0))
+    dealt = list(steps(iter(whole), size))
+    assert [*map(id, (batch for step in dealt for batch in step.batches))] == [*map(id, whole)]
+    assert all(len(step.batches) == size for step in dealt[:-1])
+    assert [step.begin for step in dealt] == [0, *(step.count for step in dealt)][:-1]
     for step in dealt:
-        taken = [step.of_rank(rank) for rank in range(world_size)]
-        real = [positions.tolist() for positions, real in taken if real]
-        assert real == [batch.tolist() for batch in step.batches]
-        repeats = [positions.tolist() for positions, real in taken if not real]
-        assert len(repeats) == world_size - len(step.batches)
-        assert all(positions in real for positions in repeats)
+        taken = [step.of_rank(rank, world_size) for rank in range(world_size)]
+        assert {len(shares) for shares in taken} == {step.times(world_size)} == {-(-len(step.batches) // world_size)}
+        in_turn = [share for together in zip(*taken) for share in together]
+        assert [id(share.batch) for share in in_turn if share.real] == [*map(id, step.batches)]
+        assert [share.real for share in in_turn] == sorted([share.real for share in in_turn], reverse=True)
+        for shares in taken:
+            assert [share.last for share in shares] == [False] * (len(shares) - 1) + [True]
+            assert {id(share.batch) for share in shares} <= {*map(id, step.batches)}
+            # Whoever has a batch of its own repeats that, which lies in its lane.
+            assert all(share.real or not shares[0].real or share.batch is shares[0].batch for share in shares)
 
 
 @given(
@@ -311,7 +315,7 @@ def test_a_run_may_go_on_with_any_other_number_of_ranks(
     taken, consumed = [], 0
     for world_size, number in [*worlds, (1, 10**6)]:
         for step in islice(steps(plan.batches(0, consumed), world_size), number):
-            taken += [batch.tolist() for batch in step.batches]
+            taken += [batch.positions.tolist() for batch in step.batches]
             consumed = step.count
     assert taken == [positions for positions, _ in flat(plan.batches(0, 0))]
 

@@ -77,7 +77,7 @@ class Feed:
         if self.cache is not None:
             stack.enter_context(closing(self.cache))
             if parallel > 1 and has_room(self.sequence, world_size, self.cache.limit_bytes):
-                prefetch = WindowPrefetch(self.sequence, self.reader, rank)
+                prefetch = WindowPrefetch(self.sequence, self.reader, rank, world_size)
                 steps = stack.enter_context(closing(prefetch)).watch(steps)
 
         def made_here(work: Work, fetched: list[dict[int, Payload]]) -> tuple[Any, list[Skipped]]:
@@ -104,7 +104,7 @@ class Feed:
             return [partial(self.reader.fetch, piece, work.rows) for piece in pieces]
 
         pipeline = Pipeline(
-            works(self.sequence, steps, rank),
+            works(self.sequence, steps, rank, world_size),
             reads=reads,
             make=made,
             size=self.maker.size,

@@ -32,7 +32,7 @@ def has_room(sequence: BatchSequence, world_size: int, cache_bytes: int | None) 
     a node. If not, windows fetched ahead would be read twice, or be gone before they are used.
     """
     lanes, window = sequence.order.lanes, sequence.order.window
-    if lanes % world_size:
+    if lanes % world_size or sequence.step_size(world_size) % world_size:
         return False
     totals = sequence.index.totals
     share = lanes // world_size * min(world_size, _RANKS) * window * totals.size / totals.samples
@@ -42,10 +42,10 @@ def has_room(sequence: BatchSequence, world_size: int, cache_bytes: int | None) 
 class WindowPrefetch:
     """Watches a rank's steps as they are planned, and as they are made. Close it when done."""
 
-    def __init__(self, sequence: BatchSequence, reader: Reader, rank: int) -> None:
+    def __init__(self, sequence: BatchSequence, reader: Reader, rank: int, world_size: int) -> None:
         self._sequence = sequence
         self._reader = reader
-        self._rank = rank
+        self._rank, self._world_size = rank, world_size
         self._planned: set[tuple[int, int]] = set()
         self._reached: set[tuple[int, int]] = set()
         self._starts: deque[tuple[int, tuple[int, int]]] = deque()
@@ -62,13 +62,14 @@ class WindowPrefetch:
         """The same steps, of one epoch; notes what is to be fetched once the first of each window is made."""
         order = self._sequence.order
         for step in steps:
-            positions, _ = step.of_rank(self._rank)
-            lane, window = int(positions[-1]) % order.lanes, int(positions[-1]) // order.lanes // order.window
-            if (lane, window) not in self._planned:
-                self._planned.add((lane, window))
-                epoch = (step.count - 1) // self._sequence.num_samples
-                self._starts.append((step.count, (lane, window)))
-                self._due.append((step.count, (lane, window), order.stretch(lane, window + 1, epoch)))
+            for share in step.of_rank(self._rank, self._world_size):
+                last = int(share.batch.positions[-1])
+                lane, window = last % order.lanes, last // order.lanes // order.window
+                if (lane, window) not in self._planned:
+                    self._planned.add((lane, window))
+                    epoch = (step.count - 1) // self._sequence.num_samples
+                    self._starts.append((step.count, (lane, window)))
+                    self._due.append((step.count, (lane, window), order.stretch(lane, window + 1, epoch)))
             yield step
 
     def begun(self, consumed: int) -> None:

@@ -30,7 +30,7 @@ from shardpipe.loading.read import Reader
 from shardpipe.loading.sequence import BatchSequence
 from shardpipe.loading.served import Digests, Service, is_served
 from shardpipe.runtime import cores
-from shardpipe.settings import check, integer
+from shardpipe.settings import check, integer, optional
 from shardpipe.store import Store, open_store
 
 __all__ = ["Setup"]
@@ -66,7 +66,7 @@ class Setup:
 
     def __post_init__(self) -> None:
         self.form = Form(dtype=self.dtype, channels=self.channels, sample_rate=self.sample_rate)
-        self.threads = None if self.threads is None else integer("threads", self.threads, least=1)
+        self.threads = optional(integer, "threads", self.threads, least=1)
         self._processes = 0 if self.workers == "auto" else integer("workers", self.workers, least=0)
         self.prefetch = integer("prefetch", self.prefetch, least=1)
         self.prefetch_bytes = integer("prefetch_bytes", self.prefetch_bytes, least=1)

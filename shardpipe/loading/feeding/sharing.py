@@ -27,7 +27,7 @@ class Sharing:
         self._served = served
         self._most = 2 * threads
         """As many as are being made, and as many whose bytes are read meanwhile."""
-        self._own: set[int] = set()
+        self._own: set[Work] = set()
         self._making = threading.Semaphore(max(1, threads))
         self._lock = threading.Lock()
 
@@ -41,14 +41,14 @@ class Sharing:
         if not self._most or (len(self._own) >= self._most and self._served.is_up):
             return False
         with self._lock:
-            self._own.add(work.place.consumed_samples)
+            self._own.add(work)
         return True
 
     def made(
         self, work: Work, empty: Empty, make: Callable[[], tuple[Any, list[Skipped]]]
     ) -> tuple[Any, list[Skipped]]:
         """The batch, by servers, or by `make` if it is our own or none of them makes it."""
-        if work.place.consumed_samples not in self._own:
+        if work not in self._own:
             try:
                 return self._served(work, empty, patient=not self._most)
             except StoreError:
@@ -59,4 +59,4 @@ class Sharing:
                 return make()
         finally:
             with self._lock:
-                self._own.discard(work.place.consumed_samples)
+                self._own.discard(work)

@@ -53,10 +53,14 @@ class Batch(Mapping[str, Any]):
     sample_rate: int
     epoch: int
     consumed_samples: int
-    """Of the run, all ranks together, after this step."""
+    """Of the run, all ranks together, after this step; with a step's earlier batches still before it."""
     state: dict[str, Any]
-    """What `ShardLoader.load_state_dict` takes to go on after this step; JSON-able. However far ahead of the loop
-    something has fetched, what the last trained batch carries is right."""
+    """What `ShardLoader.load_state_dict` takes to go on after this step, or, with a step's earlier batches, at its
+    start; JSON-able. What the last trained batch carries is right, however far ahead something has fetched."""
+    ends_step: bool
+    """Whether it is this rank's last batch of the step: the optimizer's turn."""
+    seed: int
+    """The batch's own on any world, below 2**62: `torch.manual_seed(batch.seed)` makes dropout its own, too."""
 
     def __init__(self, given: Mapping[str, Any] | None = None, /, **named: Any) -> None:
         if given is not None:

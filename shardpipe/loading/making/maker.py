@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +25,8 @@ from shardpipe.settings import check
 __all__ = ["Collate", "Maker", "Padded", "Skipped", "Transform", "asking", "finished", "silence"]
 
 Transform = Callable[[Sample, np.random.Generator], Sample]
+_PLACE = tuple(field.name for field in fields(Place))
+
 Collate = Callable[[list[Sample]], Any] | Callable[[list[Sample], Place], Any]
 
 
@@ -290,7 +292,5 @@ def finished(work: Work, made: Any) -> Any:
         texts=made.texts,
         extras=made.extras,
         sample_rate=made.sample_rate,
-        epoch=work.place.epoch,
-        consumed_samples=work.place.consumed_samples,
-        state=work.place.state,
+        **{field: getattr(work.place, field) for field in _PLACE},
     )

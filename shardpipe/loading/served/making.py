@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from shardpipe.loading.making import Empty, Maker, Skipped
@@ -66,7 +66,6 @@ class ServedMaker:
 
     def _request(self, work: Work) -> BatchRequest:
         form, place = self.maker.form, work.place
-        asked = PlaceFields(epoch=place.epoch, consumed_samples=place.consumed_samples, state=place.state)
         return BatchRequest(
             datasets=[self.dataset],
             samples=[(0, epoch, ordinal) for epoch, ordinal in zip(work.epochs, work.ordinals)],
@@ -78,5 +77,5 @@ class ServedMaker:
             on_error="skip" if self.maker.skip_errors else "raise",
             transform=self.transform,
             collate=self.collate,
-            place=asked if self.asks_place() else None,
+            place=PlaceFields(**asdict(place)) if self.asks_place() else None,
         )

@@ -36,6 +36,8 @@ class PlaceFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     epoch: Count
     consumed_samples: Count
     state: dict[str, Any]
+    ends_step: bool = True
+    seed: Count = 0
 
 
 class BatchRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
