@@ -59,6 +59,8 @@ class Course:
     def __init__(self, loader: ShardLoader, *, rank: int, world_size: int) -> None:
         check("loader", loader, isinstance(loader, ShardLoader), "it must be a ShardLoader")
         check("repeat", loader.repeat, loader.repeat, "training goes on where it was, and repeat=False begins anew")
+        size = loader.state_dict().get("batches_per_step")
+        check("batches_per_step", size, size is None, "here the framework says how many batches a step accumulates")
         self.loader = loader
         self.rank, self.world_size = loader.default_ranks(rank, world_size)
         self.passes = 0

@@ -73,6 +73,7 @@ refused(lambda: trainer().fit(ByIterator(), ShardData(data, **options)))
 refused(lambda: ShardData(data, rank=0, world_size=2, **options))
 refused(lambda: ShardData(data, repeat=False, **options))
 refused(lambda: ShardData(data, **options).train_dataloader())
+refused(lambda: trainer().fit(Model(), ShardData(data, batches_per_step=4, **options)))
 trainer(num_sanity_val_steps=0).validate(Model(), ShardLoader(data, repeat=False, batch_size=4), verbose=False)
 assert len(seen) == len(set(seen)) == 20
 first = trainer(enable_checkpointing=True)
@@ -91,6 +92,7 @@ LIGHTNING_SAYS = [
     "rank is 0, but the trainer says it",
     "repeat is False",
     "give ShardData itself to the trainer",
+    "the framework says how many batches a step accumulates",
     "ShardData has saved no place there",
 ]
 TRANSFORMERS = """
@@ -129,6 +131,8 @@ Sharded(Model(1, 1), plain, train_loader=ShardLoader(data, **options)).train()
 open(sys.argv[2] + "/trainer_state.json", "w").write("{}")
 trainer = Sharded(Model(1, 1), plain, train_loader=ShardLoader(data, **options))
 refused(lambda: trainer._inner_training_loop(resume_from_checkpoint=sys.argv[2]))
+stepping = ShardLoader(data, batches_per_step=4, **options)
+refused(lambda: Sharded(Model(1, 1), plain, train_loader=stepping).train())
 """
 TRANSFORMERS_SAYS = [
     "see shardpipe.integrations",
@@ -139,6 +143,7 @@ TRANSFORMERS_SAYS = [
     "training goes on where it was",
     "it must be given to train",
     "hold the place of its data",
+    "the framework says how many batches a step accumulates",
 ]
 ACCELERATE = """
 import warnings
@@ -164,6 +169,7 @@ refused(lambda: accelerator.prepare_data_loader(loader), AttributeError)
 refused(lambda: accumulate(prepare(accelerator, ShardLoader(data, **options))))
 refused(lambda: prepare(accelerator, ShardLoader(data, **options)))
 refused(lambda: prepare(accelerator, data))
+refused(lambda: prepare(accelerator, ShardLoader(data, batches_per_step=4, **options)))
 refused(lambda: prepare(accelerator, ShardLoader(data, repeat=False, batch_size=4)).state_dict())
 other = Accelerator(cpu=True, gradient_accumulation_steps=3)
 first, second = (torch.optim.SGD([torch.zeros(1)], lr=1.0) for _ in range(2))
@@ -188,6 +194,7 @@ ACCELERATE_SAYS = [
     "no torch optimizer took a step in a whole pass",
     "several loaders are trained on",
     "it must be a ShardLoader",
+    "the framework says how many batches a step accumulates",
     "every pass begins anew, and has no state",
     "another `for` over this loader has begun",
     "or a state was loaded",
