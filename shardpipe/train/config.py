@@ -11,9 +11,10 @@ from shardpipe.settings import byte_size
 from shardpipe.store import only_local
 from shardpipe.train.schedule import Amount, Decay
 
-__all__ = ["ModelSize", "TrainConfig"]
+__all__ = ["ModelSize", "PrecisionName", "TrainConfig"]
 
 ModelSize = Literal["tiny", "small", "medium"]
+PrecisionName = Literal["fp32", "bf16", "fp16"]
 
 _BATCH_SIZE = 16
 
@@ -43,10 +44,17 @@ class TrainConfig:
         warmup: Progress until the highest rate is reached, like 1000steps or 50000samples.
         schedule: How the rate falls: over the whole run (cosine), with the root of progress, or not at all.
         weight_decay: AdamW's weight decay, on weights of two and more dimensions.
+        batches_per_step: Batches of one optimizer step, all processes together, whose number may then change; kept by
+            the run. By default as many as there are processes when it starts, times accumulate.
         accumulate: Batches of each process in one optimizer step.
         clip: Largest norm of the gradient.
         spec_augment: Mask random bands and spans of the features.
-        precision: fp32, or bf16 for the model's forward and backward pass.
+        engine: How processes share the model: a copy in each (ddp), or parameters, gradients and optimizer in shares
+            (fsdp), for what does not fit one GPU.
+        precision: Numbers of the model's forward and backward pass; fp16 is for GPUs without bf16.
+        activation_checkpointing: Compute the model's layers again in the backward pass instead of keeping what they
+            made: the same bits in less memory, for about a third more time.
+        compile: Compile the model's layers with torch.compile; a resumed run is then not bitwise the same.
         deterministic: Compute so that the same steps give the same bits, at some cost in speed on a GPU.
         device: Where to compute; auto takes CUDA if it is there.
         threads: Threads of each process that read and decode audio.
@@ -87,10 +95,14 @@ class TrainConfig:
     warmup: str = "1000steps"
     schedule: Decay = "cosine"
     weight_decay: float = 0.01
-    accumulate: int = 1
+    batches_per_step: int | None = None
+    accumulate: int | None = None
     clip: float = 5.0
     spec_augment: bool = True
-    precision: Literal["fp32", "bf16"] = "fp32"
+    engine: Literal["ddp", "fsdp"] = "ddp"
+    precision: PrecisionName = "fp32"
+    activation_checkpointing: bool = False
+    compile: bool = False
     deterministic: bool = True
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None
@@ -113,9 +125,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.batch_size is None and self.batch_seconds is None:
             object.__setattr__(self, "batch_size", _BATCH_SIZE)
-        for name in ("epochs", "accumulate", "keep"):
-            if getattr(self, name) < 1:
-                raise ConfigError(name, getattr(self, name), "it must be at least 1")
+        for name in ("epochs", "batches_per_step", "accumulate", "keep"):
+            if (count := getattr(self, name)) is not None and count < 1:
+                raise ConfigError(name, count, "it must be at least 1")
         for name in ("learning_rate", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(name, getattr(self, name), "it must be a positive number")

@@ -13,9 +13,9 @@ import torch.distributed as dist
 from shardpipe.errors import ConfigError, ShardpipeError
 from shardpipe.train.compat import leave_group
 from shardpipe.train.config import TrainConfig
+from shardpipe.train.engines import World
 from shardpipe.train.logs import Display
 from shardpipe.train.loop import train
-from shardpipe.train.parallel import World
 
 __all__ = ["run_job"]
 
@@ -30,7 +30,7 @@ def run_job(config: TrainConfig, *, rank: int, local_rank: int, world_size: int)
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     with (
-        _world(rank, world_size, device) as world,
+        _world(config, rank, world_size, device) as world,
         Display(quiet=not world.is_main) as display,
         _stop_signals(display) as stop,
     ):
@@ -38,7 +38,7 @@ def run_job(config: TrainConfig, *, rank: int, local_rank: int, world_size: int)
             train(config, world, display, stop=stop)
         except torch.OutOfMemoryError as error:
             what = f"the memory of {device} is full ({str(error).splitlines()[0]})"
-            fix = "Take smaller batches and --accumulate more of them; the run goes on from its last checkpoint."
+            fix = "Give --activation-checkpointing, or smaller batches; the run goes on from its last checkpoint."
             raise ShardpipeError(what, fix=fix) from error
 
 
@@ -57,14 +57,17 @@ def _device(config: TrainConfig, local_rank: int) -> torch.device:
 
 
 @contextmanager
-def _world(rank: int, size: int, device: torch.device) -> Iterator[World]:
+def _world(config: TrainConfig, rank: int, size: int, device: torch.device) -> Iterator[World]:
+    backend = "nccl" if device.type == "cuda" else "gloo"
     if size > 1:
         # torchrun has put the address of the meeting point into the environment, where torch looks for it.
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group(backend)
+    elif config.engine == "fsdp":  # it asks for a group of one, too
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     try:
         yield World(rank=rank, size=size, device=device)
     finally:
-        if size > 1:
+        if dist.is_initialized():
             leave_group()
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+
 from shardpipe.errors import ShardpipeError
 from shardpipe.train.config import TrainConfig
+from shardpipe.train.engines import World
 from shardpipe.train.logs import Display
-from shardpipe.train.opening import open_run
-from shardpipe.train.parallel import World, gradients_later, seed_generators
-from shardpipe.train.tally import Clock, Tally
+from shardpipe.train.run import open_run
+from shardpipe.train.steps import Clock, Tally, micro_batches
 
 __all__ = ["train"]
 
@@ -27,7 +29,7 @@ def train(config: TrainConfig, world: World, display: Display, *, stop: Callable
     ShardpipeError. Raises also what the data, the folder and the checkpoint give cause for, all ShardpipeErrors.
     """
     with open_run(config, world, display) as run:
-        loader, learner, progress = run.loader, run.learner, run.progress
+        loader, learner, engine, progress = run.loader, run.learner, run.learner.engine, run.progress
         clock = Clock()
         while True:
             if not progress.evaluated:
@@ -37,24 +39,25 @@ def train(config: TrainConfig, world: World, display: Display, *, stop: Callable
                 return True
 
             place, before, stopped = (loader.epoch, loader.sub_epoch), loader.consumed_samples, False
+            tally = Tally()
             clock.restart()
-            for group in clock.groups(loader, config.accumulate):
-                # Whatever is random below is a function of this place, so a resume has nothing to replay.
-                seed_generators(config.seed, before, world.rank)
-                tally = Tally(save=run.save_due(before), stop=stop())
-                for batch in group:
-                    with gradients_later(learner.shared, batch is not group[-1]):
-                        result = learner.forward(batch, train=True)
-                        result.loss.backward()  # type: ignore[no-untyped-call]
-                    tally.add(result)
-                    run.note(batch, result)
-                tally.notes = len(run.notes)
-                tally = tally.over(world)
+            for micro in micro_batches(loader, clock, by_ranks=run.by_ranks):
+                # Whatever is random below is a function of the batch's place, so a resume has nothing to replay.
+                if micro.seed is not None:
+                    torch.manual_seed(micro.seed)
+                with engine.accumulating(later=not micro.ends_step):
+                    result = learner.forward(micro.batch, train=True)
+                    engine.backward(result.loss)
+                tally.add(result)
+                run.note(micro.batch, result)
+                if not micro.ends_step:
+                    continue
 
-                before = group[-1].consumed_samples
+                tally.save, tally.stop, tally.notes = run.save_due(before), stop(), len(run.notes)
+                tally, before = tally.over(world), loader.consumed_samples
                 progress.steps += 1
                 rate = run.schedule.at(steps=progress.steps, samples=before)
-                norm = learner.update(tally.weight, rate)
+                norm = engine.update(learner.optimizer, weight=tally.weight, rate=rate)
                 run.count_step(place, before, tally, clock, rate=rate, norm=norm)
                 if progress.skipped_in_a_row >= _SKIPPED_IN_A_ROW_MAX:
                     raise ShardpipeError(
@@ -69,6 +72,7 @@ def train(config: TrainConfig, world: World, display: Display, *, stop: Callable
                 # A sub-epoch's last step is followed by the checkpoint below.
                 if tally.save and (loader.epoch, loader.sub_epoch) == place:
                     run.save()
+                tally = Tally()
                 clock.restart()
 
             run.count_excluded()

@@ -15,9 +15,9 @@ from shardpipe import ShardLoader
 from shardpipe.dataset import verify
 from shardpipe.train.cli import _parser, main
 from shardpipe.train.config import TrainConfig
+from shardpipe.train.engines import World
 from shardpipe.train.logs.display import Display
-from shardpipe.train.opening import open_run
-from shardpipe.train.parallel import World
+from shardpipe.train.run import open_run
 from shardpipe.train.task import model
 from tests.past.recording import FLAGS, batches_after, hashes_of
 from tests.training import one_thread

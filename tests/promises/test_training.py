@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from shardpipe.train.config import TrainConfig
+from shardpipe.train.engines import World
 from shardpipe.train.logs.display import Display
 from shardpipe.train.loop import train
-from shardpipe.train.parallel import World
 from tests.speech import pack_speech
 from tests.training import FLAGS, delivered, events, finish, kill_at, markers, one_thread, outcome
 

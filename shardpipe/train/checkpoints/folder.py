@@ -23,7 +23,7 @@ from shardpipe.train.checkpoints.marker import (
     write_marker,
 )
 from shardpipe.train.checkpoints.tensors import save_tensors
-from shardpipe.train.parallel import World
+from shardpipe.train.engines import Scale, World
 
 __all__ = ["Checkpoints"]
 
@@ -80,6 +80,7 @@ class Checkpoints:
         progress: Progress,
         identity: Identity,
         loader: dict[str, Any],
+        scale: Scale | None = None,
     ) -> Path:
         """Writes one, by all processes together, and deletes the oldest beyond `keep`. Raises StoreError."""
         final = self.path(consumed_samples)
@@ -101,6 +102,7 @@ class Checkpoints:
                 progress=progress,
                 identity=identity,
                 loader=loader,
+                scale=scale,
             )
             with writing(final):
                 write_marker(checkpoint)

@@ -13,6 +13,7 @@ import msgspec
 
 from shardpipe.errors import ResumeMismatch, StoreError
 from shardpipe.store import Count, parsed, write_file
+from shardpipe.train.engines import Scale
 
 __all__ = [
     "MARKER",
@@ -85,6 +86,7 @@ class _Marker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     identity: Identity
     loader: dict[str, Any]
     files: dict[str, _Sum]
+    scale: Scale | None = None
     checksum: str | None = None
 
 
@@ -101,6 +103,8 @@ class Checkpoint:
     progress: Progress
     identity: Identity
     loader: dict[str, Any]
+    scale: Scale | None = None
+    """Of fp16's gradients."""
     files: frozenset[str] = frozenset()
     """Names of the other files in its folder."""
 
@@ -122,6 +126,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         progress=marker.progress,
         identity=marker.identity,
         loader=marker.loader,
+        scale=marker.scale,
         files=frozenset(marker.files),
     )
 
@@ -170,6 +175,7 @@ def write_marker(checkpoint: Checkpoint) -> None:
         progress=checkpoint.progress,
         identity=checkpoint.identity,
         loader=checkpoint.loader,
+        scale=checkpoint.scale,
         files={file.name: _sum_of(file) for file in sorted(checkpoint.path.iterdir())},
     )
     _write(checkpoint.path, marker)
@@ -184,6 +190,8 @@ def mark_evaluated(path: Path) -> None:
 
 def _write(path: Path, marker: _Marker) -> None:
     fields = msgspec.to_builtins(marker)
+    if marker.scale is None:
+        del fields["scale"]  # versions that know of none read the others' checkpoints, too
     fields["checksum"] = _checksum(fields)
     write_file(path / MARKER, json.dumps(fields, ensure_ascii=False).encode())
 

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from shardpipe.errors import StoreError
 from shardpipe.train.checkpoints.marker import Checkpoint
 from shardpipe.train.compat import maybe_alone
-from shardpipe.train.parallel import World
+from shardpipe.train.engines import World
 
 __all__ = ["restore", "save_tensors"]
 

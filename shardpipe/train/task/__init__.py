@@ -1,7 +1,6 @@
-"""What is trained: characters as units, features, a Conformer, its losses and its error rates."""
+"""What is trained: characters as units, features, a Conformer, and its losses."""
 
-from shardpipe.train.task.evaluation import evaluate
 from shardpipe.train.task.learner import Learner, Result
 from shardpipe.train.task.tokens import CharTokenizer
 
-__all__ = ["CharTokenizer", "Learner", "Result", "evaluate"]
+__all__ = ["CharTokenizer", "Learner", "Result"]

@@ -1,17 +1,16 @@
-"""What learns: features, model and optimizer, and what they do with one batch."""
+"""What learns: features, model and optimizer, and what becomes of one batch."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from shardpipe import Batch
 from shardpipe.train.checkpoints import Identity
 from shardpipe.train.config import TrainConfig
-from shardpipe.train.parallel import World, seed_generators
+from shardpipe.train.engines import World, engine_for, seed_of
 from shardpipe.train.task.features import MELS, LogMel, spec_augment
 from shardpipe.train.task.model import CTCModel, ctc_losses, frames_needed
 from shardpipe.train.task.tokens import CharTokenizer
@@ -47,7 +46,7 @@ class Result:
 
 
 class Learner:
-    """The parts that learn, on one device; `model` is bare, `shared` exchanges gradients between the processes."""
+    """The parts that learn, on one device; the engine says how the processes share the model."""
 
     def __init__(self, config: TrainConfig, world: World, tokenizer: CharTokenizer, sample_rate: int) -> None:
         self.config = config
@@ -55,16 +54,16 @@ class Learner:
         self.sample_rate = sample_rate
         self.identity = Identity(model=config.model, units=tokenizer.units, sample_rate=sample_rate)
         self._world = world
-        seed_generators(config.seed)
+        torch.manual_seed(seed_of(config.seed))
         self.features = LogMel(sample_rate).to(world.device)
-        self.model: nn.Module = CTCModel(config.model, len(tokenizer.units)).to(world.device)
-        self.shared = world.wrap(self.model)
+        model = CTCModel(config.model, len(tokenizer.units))
+        self.engine = engine_for(config, world, model, model.blocks)
+        self.model = self.engine.model
         matrices = [p for p in self.model.parameters() if p.ndim > 1]
         vectors = [p for p in self.model.parameters() if p.ndim <= 1]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98))
-        self._parameters = [*matrices, *vectors]
-        self._settle()
+        self.engine.settle(self._a_loss)
 
     def forward(self, batch: Batch, *, train: bool) -> Result:
         """Losses of a batch. In training with SpecAugment, dropout and a graph to go back through; else without."""
@@ -79,13 +78,14 @@ class Learner:
             if real[i] and (needed := frames_needed(target)) > frames[i]:
                 left_out.append(LeftOut(key=batch.keys[i], frames=frames[i], needed=needed))
                 weights[i] = 0
-        self.shared.train(train)
+        model = self.engine.shared if train else self.model
+        model.train(train)
         with torch.set_grad_enabled(train):
             features, mel_frames = self.features(batch.audio, batch.lengths.to(device))
             if train and self.config.spec_augment:
                 features = spec_augment(features, mel_frames)
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-                log_probs, out_frames = (self.shared if train else self.model)(features, mel_frames)
+            with self.engine.casting():
+                log_probs, out_frames = model(features, mel_frames)
             deterministic = self.config.deterministic and device.type == "cuda"
             losses = ctc_losses(log_probs, out_frames, targets, on_cpu=deterministic)
             loss = (losses * weights.to(device)).sum()
@@ -101,32 +101,7 @@ class Learner:
             frames=out_frames,
         )
 
-    def update(self, weight: float, rate: float) -> float:
-        """Steps with the gradient of the losses' sum divided by their `weight`, that of all processes together.
-
-        Returns the gradient's norm before clipping. If it is not finite, or there is no weight, nothing is changed.
-        """
-        norm = math.nan
-        if weight > 0:
-            # DistributedDataParallel has averaged over the processes where a sum is wanted.
-            gradients = [p.grad for p in self._parameters if p.grad is not None]
-            torch._foreach_mul_(gradients, self._world.size / weight)
-            norm = float(nn.utils.clip_grad_norm_(self._parameters, self.config.clip))
-            if math.isfinite(norm):
-                for group in self.optimizer.param_groups:
-                    group["lr"] = rate
-                self.optimizer.step()
-        self.optimizer.zero_grad()
-        return norm
-
-    def _settle(self) -> None:
-        """Takes DistributedDataParallel past its first backward pass, after which it lays out its buckets anew.
-
-        The layout decides in which order gradients are added up, so a resumed run has to begin with the later one.
-        """
-        if self.shared is not self.model:
-            for _ in range(2):
-                frames = torch.full((1,), 16, device=self._world.device)
-                log_probs, _ = self.shared(torch.zeros(1, 16, MELS, device=self._world.device), frames)
-                log_probs.sum().backward()
-            self.optimizer.zero_grad()
+    def _a_loss(self) -> Tensor:
+        frames = torch.full((1,), 16, device=self._world.device)
+        log_probs: Tensor = self.engine.shared(torch.zeros(1, 16, MELS, device=self._world.device), frames)[0]
+        return log_probs.sum()

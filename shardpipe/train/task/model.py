@@ -60,6 +60,11 @@ class CTCModel(nn.Module):
         )
         self.output = nn.Linear(shape.width, units)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The Conformer's layers: most of the parameters and activations."""
+        return list(self.encoder.conformer_layers)
+
     def forward(self, features: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         """[B, F, 80] and frames [B] to log-probabilities [B, G, units], float32, and their frames [B], about F / 4.
 

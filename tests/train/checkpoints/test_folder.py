@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from shardpipe.train.checkpoints import Checkpoints, Identity, Progress, read_checkpoint
-from shardpipe.train.parallel import World
+from shardpipe.train.engines import World
 
 
 def save(folder: Path, *counts: int, keep: int = 9, checkpoints: Checkpoints | None = None) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shardpipe.errors import ConfigError, StoreError
+from shardpipe.settings import integer, optional
 from shardpipe.train.checkpoints import Checkpoint, Checkpoints, read_checkpoint
 from shardpipe.train.config import TrainConfig
 
@@ -24,6 +25,17 @@ class Start:
     checkpoint: Checkpoint | None = None
     resumes: bool = False
     goes_back: bool = False
+
+    @property
+    def batches_per_step(self) -> int | None:
+        """Batches of a step of the run that goes on; None if it says nothing of them."""
+        found = self.checkpoint.loader.get("batches_per_step") if self.checkpoint and self.resumes else None
+        return optional(integer, "batches_per_step", found, least=1)
+
+    @property
+    def steps_by_ranks(self) -> bool:
+        """Whether a run goes on that was begun before steps had a size."""
+        return self.checkpoint is not None and self.resumes and self.batches_per_step is None
 
     @property
     def evaluated(self) -> bool:

@@ -12,11 +12,12 @@ import msgspec
 from shardpipe import Batch, ShardLoader
 from shardpipe.train.checkpoints import Checkpoints, Progress
 from shardpipe.train.config import TrainConfig
+from shardpipe.train.engines import World
+from shardpipe.train.evaluation import evaluate
 from shardpipe.train.logs import Display, JsonLines, Recorder
-from shardpipe.train.parallel import World
 from shardpipe.train.schedule import Schedule
-from shardpipe.train.tally import Clock, Tally
-from shardpipe.train.task import Learner, Result, evaluate
+from shardpipe.train.steps import Clock, Tally
+from shardpipe.train.task import Learner, Result
 
 __all__ = ["Run"]
 
@@ -40,13 +41,21 @@ class Run:
     keys: JsonLines | None
     total: int
     """Samples of all epochs."""
+    batches_per_step: int | None
+    """None in a run that was begun before steps had a size: they go by its ranks."""
 
     def __post_init__(self) -> None:
         self.notes: list[dict[str, Any]] = []
         """Utterances of this process and step that taught nothing."""
+        self._given: list[dict[str, Any]] = []
         self._shown = self._skips_seen = self._excluded_seen = 0
         self._started_at = self._saved_at = self.loader.consumed_samples
         self._started_time = self._saved_time = time.monotonic()
+
+    @property
+    def by_ranks(self) -> tuple[int, int] | None:
+        """(rank, batches of each in a step) where steps go by ranks."""
+        return None if self.batches_per_step is not None else (self.world.rank, self.config.accumulate or 1)
 
     def record(self, event: str, consumed_samples: int, **fields: Any) -> None:
         """A line of metrics.jsonl, if this is the main process."""
@@ -62,18 +71,20 @@ class Run:
             "parameters": sum(p.numel() for p in self.learner.model.parameters()),
             "units": len(self.learner.tokenizer.units),
             "world_size": self.world.size,
+            "batches_per_step": self.batches_per_step or self.world.size * (self.config.accumulate or 1),
             "device": str(self.world.device),
         }
         self.record("resume" if resumes else "start", count, **facts)
-        text = "{parameters:,} parameters, {units} units, {world_size} x {device}".format(**facts)
+        text = "{parameters:,} parameters, {units} units, {world_size} x {device}, ".format(**facts)
+        text += "steps of {batches_per_step} batches".format(**facts)
         self.display.say(f"{'going on' if resumes else 'starting'} at sample {count} of {self.total}: {text}")
         self.display.start(total=self.total, consumed_samples=count)
 
     def note(self, batch: Batch, result: Result) -> None:
-        """Takes down what this process was given, and which of it taught nothing."""
+        """Takes down what this process was given in the step under way, and which of it taught nothing."""
         if self.keys is not None:
             real = [key for key, weight in zip(batch.keys, batch.weights.tolist()) if weight]
-            self.keys.write({"consumed_samples": batch.consumed_samples, "epoch": batch.epoch, "keys": real})
+            self._given.append({"epoch": batch.epoch, "keys": real})
         self.notes += [{"event": "left_out", **asdict(utterance)} for utterance in result.left_out]
         skipped = self.loader.skipped[self._skips_seen :]
         self.notes += [{"event": "unreadable", "key": sample.key, "reason": sample.reason} for sample in skipped]
@@ -84,6 +95,10 @@ class Run:
     ) -> None:
         """Adds a finished step to the progress, records it and shows it; `tally` is that of all processes."""
         progress = self.progress
+        for given in self._given:
+            assert self.keys is not None
+            self.keys.write({"consumed_samples": count, **given})
+        self._given.clear()
         if tally.notes:
             self._count_notes(count)
         self.count_excluded()
@@ -173,6 +188,7 @@ class Run:
             progress=self.progress,
             identity=self.learner.identity,
             loader=self.loader.state_dict(),
+            scale=self.learner.engine.precision.scale,
         )
         self._saved_at, self._saved_time = count, time.monotonic()
         self.record("checkpoint", count, seconds=time.monotonic() - began)

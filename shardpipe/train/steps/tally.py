@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import astuple, dataclass, field
 
-from shardpipe import Batch, ShardLoader
-from shardpipe.train.parallel import World
+from shardpipe.train.engines import World
 from shardpipe.train.task import Result
 
 __all__ = ["Clock", "Tally"]
@@ -45,17 +43,6 @@ class Clock:
 
     began: float = field(default_factory=time.perf_counter)
     waited: float = 0.0
-
-    def groups(self, loader: ShardLoader, size: int) -> Iterator[list[Batch]]:
-        """The rest of the sub-epoch, `size` batches at a time, fewer at its end: one optimizer step each."""
-        batches = iter(loader)
-        while True:
-            asked = time.perf_counter()
-            group = [batch for _, batch in zip(range(size), batches)]
-            self.waited += time.perf_counter() - asked
-            if not group:
-                return
-            yield group
 
     def restart(self) -> None:
         """Begins a step's time now."""

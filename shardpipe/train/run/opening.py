@@ -6,7 +6,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ from shardpipe.errors import ConfigError, StoreError
 from shardpipe.store import write_file, writing
 from shardpipe.train.checkpoints import Checkpoint, Checkpoints, Progress, restore
 from shardpipe.train.config import TrainConfig
+from shardpipe.train.engines import World
 from shardpipe.train.logs import Display, JsonLines, Recorder, cut_back
-from shardpipe.train.parallel import World
-from shardpipe.train.run import Run
+from shardpipe.train.run.running import Run
+from shardpipe.train.run.start import Start, find_start
 from shardpipe.train.schedule import Schedule
-from shardpipe.train.start import Start, find_start
+from shardpipe.train.steps import batches_per_step
 from shardpipe.train.task import CharTokenizer, Learner
 
 __all__ = ["open_run"]
@@ -43,10 +44,12 @@ def _opened(config: TrainConfig, world: World, display: Display, stack: ExitStac
     folder = Path(config.out)
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.keep)
     start = world.from_main(lambda: find_start(config, checkpoints, display.say))
+    size = batches_per_step(config, world.size, kept=start.batches_per_step, by_ranks=start.steps_by_ranks)
     loader = _loader(
         config,
         world,
         config.data,
+        batches_per_step=size,
         lanes=config.lanes,
         sub_epochs=config.sub_epochs,
         resume_samples=start.samples,
@@ -68,6 +71,10 @@ def _opened(config: TrainConfig, world: World, display: Display, stack: ExitStac
         restore(start.checkpoint, learner.model, learner.optimizer, world)
         if start.samples:
             progress = msgspec.structs.replace(start.checkpoint.progress, evaluated=start.evaluated or valid is None)
+        if start.resumes:
+            learner.engine.precision.scale = start.checkpoint.scale
+    if size is not None:  # as it is for the run, on any number of processes
+        config = replace(config, batches_per_step=size, accumulate=None)
     world.from_main(lambda: _prepare_folder(config, start, checkpoints, tokenizer, display))
     recorder = keys = None
     if world.is_main:
@@ -89,6 +96,7 @@ def _opened(config: TrainConfig, world: World, display: Display, stack: ExitStac
         recorder=recorder,
         keys=keys,
         total=config.epochs * loader.num_samples,
+        batches_per_step=size,
     )
     run.announce(resumes=start.resumes)
     return run

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from shardpipe import ShardLoader
-from shardpipe.train.parallel import World
-from shardpipe.train.task.learner import Learner
-from shardpipe.train.task.score import ErrorCounts
+from shardpipe.train.engines import World
+from shardpipe.train.evaluation.score import ErrorCounts
+from shardpipe.train.task import Learner
 
 __all__ = ["evaluate"]
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from shardpipe.errors import ShardpipeError
 from shardpipe.order import STEP, hash_key
 
-__all__ = ["World", "gradients_later", "seed_generators"]
+__all__ = ["World", "seed_of"]
 
 T = TypeVar("T")
 
@@ -32,12 +29,6 @@ class World:
     def is_main(self) -> bool:
         """Whether this process writes the run's files and speaks for all."""
         return self.rank == 0
-
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The model with its gradients averaged over the processes during the backward pass."""
-        if self.size == 1:
-            return model
-        return DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
 
     def sum(self, values: Iterable[float]) -> list[float]:
         """Each value summed over the processes; the same bits on all of them."""
@@ -72,13 +63,6 @@ class World:
         self.sum([0.0])
 
 
-def gradients_later(model: nn.Module, later: bool) -> AbstractContextManager[None]:
-    """Within it, `later` lets gradients add up in each process without exchanging them."""
-    if later and isinstance(model, DistributedDataParallel):
-        return model.no_sync()
-    return nullcontext()
-
-
-def seed_generators(seed: int, *place: int) -> None:
-    """Makes what this process draws from here on (dropout, SpecAugment) a function of the seed and the place."""
-    torch.manual_seed(int(hash_key(seed, STEP, *place)[0] >> 1))
+def seed_of(seed: int, *place: int) -> int:
+    """What generators are seeded with, so that what they draw is a function of the run's seed and the place."""
+    return int(hash_key(seed, STEP, *place)[0] >> 1)

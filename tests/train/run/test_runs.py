@@ -430,17 +430,8 @@ def test_the_flags_are_these_and_each_is_explained(capsys: pytest.CaptureFixture
     assert [field.name for field in fields(TrainConfig)] == [
         *("data", "out", "valid", "model", "units", "epochs", "batch_size", "batch_seconds", "min_seconds"),
         *("max_seconds", "channels", "sample_rate", "sub_epochs", "window", "lanes", "seed", "learning_rate", "warmup"),
-        *(
-            "schedule",
-            "weight_decay",
-            "accumulate",
-            "clip",
-            "spec_augment",
-            "precision",
-            "deterministic",
-            "device",
-            "threads",
-        ),
+        *("schedule", "weight_decay", "batches_per_step", "accumulate", "clip", "spec_augment", "engine", "precision"),
+        *("activation_checkpointing", "compile", "deterministic", "device", "threads"),
         *("cache_dir", "cache_bytes", "on_error", "save_every", "keep", "resume", "resume_samples", "init_from"),
         *("log_keys", "schemes", "servers", "local", "token_file", "tls_ca", "digests"),
     ]

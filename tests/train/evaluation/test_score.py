@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardpipe.train.task.score import ErrorCounts, edit_distance
+from shardpipe.train.evaluation.score import ErrorCounts, edit_distance
 
 
 @given(st.text("abc", max_size=8), st.text("abc", max_size=8), st.text("abc", max_size=8))

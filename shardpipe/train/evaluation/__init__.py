@@ -1,0 +1,5 @@
+"""How good a model is on held-out data: its loss, and the error rates of what it reads."""
+
+from shardpipe.train.evaluation.held_out import evaluate
+
+__all__ = ["evaluate"]

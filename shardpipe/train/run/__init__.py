@@ -1,0 +1,10 @@
+"""A run: where it starts, its parts, and what it counts, records, saves and shows.
+
+start       the checkpoint to begin at, or none
+opening     folder, data and model, put where the run was left
+running     the run under way
+"""
+
+from shardpipe.train.run.opening import open_run
+
+__all__ = ["open_run"]
