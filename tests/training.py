@@ -17,7 +17,20 @@ from typing import Any
 import psutil
 import torch
 
-__all__ = ["FLAGS", "count", "delivered", "events", "finish", "kill_at", "markers", "one_thread", "outcome", "start"]
+__all__ = [
+    "FLAGS",
+    "count",
+    "delivered",
+    "events",
+    "finish",
+    "given",
+    "kill_at",
+    "markers",
+    "one_thread",
+    "outcome",
+    "start",
+    "steps",
+]
 
 FLAGS = [
     *("--model", "tiny", "--device", "cpu", "--threads", "1", "--seed", "3", "--batch-size", "4"),
@@ -38,40 +51,36 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def start(out: Path, flags: list[str], *, processes: int = 1) -> subprocess.Popen[str]:
+def start(out: Path, flags: list[str], *, processes: int = 1, torchrun: bool = False) -> subprocess.Popen[str]:
     """A run in processes of its own, one thread each, so that the same work is the same bits."""
     command = [sys.executable, "-m", "shardpipe.train"]
-    if processes > 1:
+    if torchrun:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--log-dir", f"{out}-torchrun"]
         command = [*launcher, "--nproc-per-node", str(processes), "-m", "shardpipe.train"]
+    elif processes > 1:
+        command = [sys.executable, str(Path(__file__).with_name("launch.py")), str(processes)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     return subprocess.Popen([*command, *flags, "--out", str(out)], env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def finish(out: Path, flags: list[str], *, processes: int = 1) -> str:
+def finish(out: Path, flags: list[str], **how: Any) -> str:
     """A run to its end; what it said."""
-    process = start(out, flags, processes=processes)
+    process = start(out, flags, **how)
     _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
     return said
 
 
 def kill_at(
-    out: Path,
-    consumed_samples: int,
-    flags: list[str],
-    *,
-    delay: float = 0.0,
-    number: int = signal.SIGKILL,
-    processes: int = 1,
+    out: Path, consumed_samples: int, flags: list[str], *, delay: float = 0.0, number: int = signal.SIGKILL, **how: Any
 ) -> tuple[int, str]:
     """A run until its metrics reach a count, `delay` seconds beyond, and no further; its exit code and what it said."""
-    process = start(out, flags, processes=processes)
+    process = start(out, flags, **how)
     while count(out) < consumed_samples and process.poll() is None:
         time.sleep(0.002)
     time.sleep(delay)
     if number == signal.SIGKILL:
-        # torchrun's processes are no longer its own when it is gone.
+        # A launcher's processes are no longer its own when it is gone.
         for child in psutil.Process(process.pid).children(recursive=True):
             child.kill()
     process.send_signal(number)
@@ -105,11 +114,23 @@ def markers(out: Path) -> dict[str, Any]:
     return {file.parent.name: json.loads(file.read_bytes()) for file in out.glob("checkpoints/*/checkpoint.json")}
 
 
+def given(out: Path) -> list[dict[str, Any]]:
+    """What every process was given, batch by batch."""
+    files = sorted(out.glob("keys-rank*.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
 def delivered(out: Path) -> dict[int, Counter[str]]:
     """How often each key was given to any process, by epoch."""
     keys: dict[int, Counter[str]] = {}
-    for file in out.glob("keys-rank*.jsonl"):
-        for line in file.read_text().splitlines():
-            record = json.loads(line)
-            keys.setdefault(record["epoch"], Counter()).update(record["keys"])
+    for record in given(out):
+        keys.setdefault(record["epoch"], Counter()).update(record["keys"])
     return keys
+
+
+def steps(out: Path) -> dict[int, list[list[str]]]:
+    """The batches of every step, sorted, by the count after it; repeats apart."""
+    found: dict[int, list[list[str]]] = {}
+    for record in given(out):
+        found.setdefault(record["consumed_samples"], []).extend([record["keys"]] if record["keys"] else [])
+    return {at: sorted(found[at]) for at in sorted(found)}

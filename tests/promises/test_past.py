@@ -20,7 +20,7 @@ from shardpipe.train.logs.display import Display
 from shardpipe.train.run import open_run
 from shardpipe.train.task import model
 from tests.past.recording import FLAGS, batches_after, hashes_of
-from tests.training import one_thread
+from tests.training import given, markers, one_thread
 
 PAST = Path(__file__).parents[1] / "past"
 VERSIONS = [path.parent for path in sorted(PAST.glob("*/expected.json"))]
@@ -93,5 +93,14 @@ def test_runs_go_on_with_the_same_samples(version: Path, run_folder: Path, capsy
     with one_thread():
         assert main(["--data", str(version / "data"), "--out", str(run_folder), *FLAGS]) == 0
     assert "going on at sample 12 of 30" in capsys.readouterr().err
-    given = [json.loads(line) for line in (run_folder / "keys-rank0.jsonl").read_text().splitlines()]
-    assert given == expected(version)["keys"]
+    assert given(run_folder) == expected(version)["keys"]
+    assert {marker["loader"]["format"] for marker in markers(run_folder).values()} == {1}, "its steps have no size"
+
+
+def test_runs_may_take_steps_of_a_size_from_then_on(version: Path, run_folder: Path) -> None:
+    size = ["--batches-per-step", "2", "--save-every", "1steps"]
+    with one_thread():
+        assert main(["--data", str(version / "data"), "--out", str(run_folder), *FLAGS, *size]) == 0
+    assert {marker["loader"]["batches_per_step"] for marker in markers(run_folder).values()} == {2}
+    keys = [record["keys"] for record in expected(version)["keys"]]
+    assert [record["keys"] for record in given(run_folder)] == keys

@@ -7,6 +7,7 @@ import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -77,22 +78,47 @@ def test_killed_three_times_then_asked_to_stop_it_ends_in_the_same_bits(
     assert_exactly_once(out, 2)
 
 
-@pytest.mark.parametrize(("processes", "moments"), [(2, [20, 90]), (3, [70])])
-def test_processes_of_one_run_killed_together_end_in_the_same_bits(
-    data: Path, valid: Path, tmp_path: Path, processes: int, moments: list[int]
+def killed_together(
+    data: Path, valid: Path, folder: Path, moments: list[int], *, engine: str, delay: float = 0.0, **how: Any
 ) -> None:
-    # With three processes the order of a sum counts: DistributedDataParallel must be past its first layout.
     flags = [*FLAGS, "--data", str(data), "--valid", str(valid), "--epochs", "2", "--sub-epochs", "2"]
-    flags += ["--save-every", "2steps", "--accumulate", "2", "--batch-size", "2"]
-    finish(tmp_path / "whole", flags, processes=processes)
-    out = tmp_path / "killed"
+    flags += ["--save-every", "2steps", "--accumulate", "2", "--batch-size", "2", "--engine", engine]
+    finish(folder / "whole", flags, **how)
+    out = folder / "killed"
     for moment in moments:
-        code, said = kill_at(out, moment, flags, processes=processes)
+        code, said = kill_at(out, moment, flags, delay=delay, **how)
         assert code == -signal.SIGKILL, said
-    finish(out, flags, processes=processes)
+    finish(out, flags, **how)
     assert len(events(out, "resume")) >= 1
-    assert_same(out, tmp_path / "whole")
+    assert_same(out, folder / "whole")
     assert_exactly_once(out, 2)
+
+
+@pytest.mark.parametrize(
+    ("engine", "how", "moments"),
+    [
+        ("fsdp", {"processes": 2}, [20, 90]),
+        # Of three the order of a sum counts: DistributedDataParallel must be past its first layout.
+        ("ddp", {"processes": 3, "torchrun": True}, [70]),
+    ],
+    ids=["fsdp of 2", "ddp of 3"],
+)
+def test_processes_of_one_run_killed_together_end_in_the_same_bits(
+    data: Path, valid: Path, tmp_path: Path, engine: str, how: dict[str, Any], moments: list[int]
+) -> None:
+    killed_together(data, valid, tmp_path, moments, engine=engine, **how)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_killed_together_five_times_they_end_in_the_same_bits(
+    data: Path, valid: Path, tmp_path: Path, engine: str
+) -> None:
+    seed = random.randrange(10**6)
+    print("the moments are drawn from", seed)
+    draw = random.Random(seed)
+    moments = sorted(draw.sample(range(8, 2 * SAMPLES - 24), 5))
+    killed_together(data, valid, tmp_path, moments, engine=engine, delay=draw.uniform(0, 0.2), processes=2)
 
 
 def test_two_processes_then_one_then_two_give_every_sample_once(data: Path, tmp_path: Path) -> None:
