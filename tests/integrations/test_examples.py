@@ -85,5 +85,11 @@ def test_on_two_processes(script: str, folders: tuple[Path, Path], tmp_path: Pat
     assert CASES[script][1](tmp_path / "out")
 
 
-def test_a_loop_of_ones_own_is_short() -> None:
-    assert len((EXAMPLES / "custom_loop.py").read_text().splitlines()) < 60
+def test_a_loop_of_ones_own_is_short_and_the_same_on_any_world(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    assert len((EXAMPLES / "custom_loop.py").read_text().splitlines()) < 80
+    alone, together = (tmp_path / str(processes) for processes in (1, 2))
+    finish(start("custom_loop.py", folders, alone, 1))
+    finish(start("custom_loop.py", folders, together, 2))
+    wanted, found = (CASES["custom_loop.py"][1](out) for out in (alone, together))
+    for name in wanted:
+        assert torch.allclose(wanted[name], found[name], rtol=1e-3, atol=1e-5)

@@ -58,7 +58,7 @@ def test_contradictions(given: dict[str, Any], world_size: int, kept: int | None
 
 
 def test_a_run_keeps_it_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = pack_speech(tmp_path, 20, seconds=(0.3, 0.5))
+    data = pack_speech(tmp_path, 17, seconds=(0.3, 0.5))
     out = tmp_path / "run"
     flags = [*FLAGS, "--data", str(data), "--out", str(out), "--save-every", "1steps"]
     with one_thread():
