@@ -5,6 +5,7 @@ batches with the same dropout on any number of them.
 """
 
 import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -72,4 +73,5 @@ while (epoch := loader.epoch) < EPOCHS:
         dist.all_reduce(sums)
     print(f"epoch {loader.epoch}: {steps} steps, validation loss {sums[0] / sums[1]:.3f}", flush=True)
 if dist.is_initialized():
+    time.sleep(0.5)  # gloo's thread lets go of the last tensor; torch aborts if that comes when Python is ending
     dist.destroy_process_group()
