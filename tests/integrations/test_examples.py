@@ -95,4 +95,4 @@ def test_a_loop_of_ones_own_is_short_and_the_same_on_any_world(folders: tuple[Pa
     losses = [[float(loss) for loss in re.findall(r"validation loss ([0-9.]+)", said)] for said in (alone, together)]
     assert len(losses[0]) == 2
     # Each of the two processes says it, and rounds sums in its own way.
-    assert losses[1] == pytest.approx(sorted(losses[0] * 2, reverse=True), rel=1e-3)
+    assert losses[1] == pytest.approx(sorted(losses[0] * 2, reverse=True), rel=0.01)
