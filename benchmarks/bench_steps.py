@@ -2,8 +2,8 @@
 
 Where the number of ranks divides lanes and steps, a rank is given the very same batches either way. Compared are the
 processor time of planning them, the rate at which they are fed to a loop that does nothing, and the rate of a loop that
-trains a small model: with steps, each batch seeds dropout and says whether it ends its step; in the plain loop the script
-counts them. Exits with 1 where steps cost what can be measured.
+trains a small model: with steps, each batch seeds dropout and says whether it ends its step; in the plain loop the
+script counts them. Exits with 1 where steps cost what can be measured.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ LEAST = 0.98
 """Steps are to reach this share of the plain loop's rate."""
 
 REPORT = """\
-{about} Batches of {batch_size}, steps of {size}, 16 lanes; the batches of rank 0. Medians of {rounds} alternating rounds, a ratio being the
-median of the rounds'.
+{about} Batches of {batch_size}, steps of {size}, 16 lanes; the batches of rank 0.
+Medians of {rounds} alternating rounds, a ratio being the median of the rounds'.
 
 {table}
 
@@ -71,7 +71,7 @@ class Loops:
 
     def feed(self) -> float:
         """Batches a second to a loop that does nothing."""
-        return self._rate(lambda batch, ends_step: None)
+        return self._rate(lambda *_: None)
 
     def train(self) -> float:
         """Batches a second to a loop that trains."""
@@ -119,11 +119,9 @@ def main() -> int:
             figures = alternate(options.rounds, measures)
             plain, steps = figures["None"], figures[str(SIZE)]
             share = ratio(steps, plain)
-            rows.append(
-                [f"{what}, {world_size} ranks", f"{median(plain):,.1f}", f"{median(steps):,.1f}", f"{share:.3f}"]
-            )
-            text = f"{what} of {world_size} ranks: {share:.3f} of the plain loop's rate (at least {LEAST})"
-            checks.add(share >= LEAST, text)
+            name = f"{what}, {world_size} rank{'s' if world_size > 1 else ''}"
+            rows.append([name, f"{median(plain):,.1f}", f"{median(steps):,.1f}", f"{share:.3f}"])
+            checks.add(share >= LEAST, f"{name}: {share:.3f} of the plain loop's rate (at least {LEAST})")
     text = REPORT.format(
         about=corpus.describe() + ".",
         batch_size=BATCH_SIZE,
