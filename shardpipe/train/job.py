@@ -40,6 +40,11 @@ def run_job(config: TrainConfig, *, rank: int, local_rank: int, world_size: int)
             what = f"the memory of {device} is full ({str(error).splitlines()[0]})"
             fix = "Give --activation-checkpointing, or smaller batches; the run goes on from its last checkpoint."
             raise ShardpipeError(what, fix=fix) from error
+        except RuntimeError as error:
+            if not any(kind.__module__.startswith("torch._dynamo") for kind in type(error).__mro__):
+                raise
+            what = f"the model cannot be compiled ({str(error).splitlines()[0]})"
+            raise ShardpipeError(what, fix="Train without --compile, or see what torch.compile needs.") from error
 
 
 def _device(config: TrainConfig, local_rank: int) -> torch.device:

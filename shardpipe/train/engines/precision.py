@@ -39,9 +39,8 @@ class Precision:
     @property
     def scale(self) -> Scale | None:
         """That of fp16's gradients; it may be set to what a checkpoint holds."""
-        if not self.scaler.is_enabled():
-            return None
-        return Scale(factor=self.scaler.get_scale(), steps=self.scaler._get_growth_tracker())
+        state = self.scaler.state_dict()
+        return Scale(factor=state["scale"], steps=state["_growth_tracker"]) if state else None
 
     @scale.setter
     def scale(self, scale: Scale | None) -> None:

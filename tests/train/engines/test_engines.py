@@ -13,7 +13,7 @@ import torch
 
 from shardpipe.train.cli import main
 from tests.speech import pack_speech
-from tests.training import FLAGS, events, finish, kill_at, markers, one_thread, outcome
+from tests.training import FLAGS, events, finish, kill_at, markers, one_thread, outcome, start
 
 SAMPLES = 60
 STEPS = 10
@@ -157,6 +157,17 @@ def test_activation_checkpointing_takes_less_memory() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_activation_checkpointing_takes_less_memory_of_a_gpu() -> None:
     assert_smaller("cuda")
+
+
+def test_what_cannot_be_compiled_is_one_line(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "/nonexistent")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    process = start(tmp_path / "run", [*flags, "--compile"])
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "shardpipe-train: the model cannot be compiled" in said
+    assert "Train without --compile" in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.soak
