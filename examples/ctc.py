@@ -38,7 +38,7 @@ class CTC(nn.Module):
     def forward(
         self, audio: Tensor, lengths: Tensor, labels: Tensor, label_lengths: Tensor, weights: Tensor
     ) -> dict[str, Any]:
-        """The mean loss of the samples that count; those of weight 0 fill an epoch's last step."""
+        """The mean loss of the samples that count; those of weight 0 fill a step."""
         hidden = self.front(audio[:, None]).abs().clamp(min=1e-5).log()
         logits = self.head(self.body(hidden).mT)
         logs, frames = logits.log_softmax(-1).transpose(0, 1), lengths // 320 + 1

@@ -94,7 +94,9 @@ def _sequence(
     lanes: Annotated[int | None, typer.Option(help="Interleaved streams of the order; default by the data.")] = None,
     batches_per_step: Annotated[
         int | None,
-        typer.Option(help="Batches of an optimizer step, all ranks together; else one for every rank.", min=1),
+        typer.Option(
+            help="Batches of an optimizer step, all ranks together; else one for every rank.", min=1, max=1 << 32
+        ),
     ] = None,
     scheme: Schemes = None,
 ) -> "BatchSequence":

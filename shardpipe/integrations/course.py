@@ -59,8 +59,7 @@ class Course:
     def __init__(self, loader: ShardLoader, *, rank: int, world_size: int) -> None:
         check("loader", loader, isinstance(loader, ShardLoader), "it must be a ShardLoader")
         check("repeat", loader.repeat, loader.repeat, "training goes on where it was, and repeat=False begins anew")
-        size = loader.state_dict().get("batches_per_step")
-        check("batches_per_step", size, size is None, "here the framework says how many batches a step accumulates")
+        _check_unsized(loader.state_dict())
         self.loader = loader
         self.rank, self.world_size = loader.default_ranks(rank, world_size)
         self.passes = 0
@@ -183,6 +182,7 @@ class Course:
         except ValueError as error:
             raise ConfigError("state", state, f"it is none ({error})", fix="Resume from another checkpoint.") from error
         check("state", saved.format, saved.format == _FORMAT, "another version of shardpipe has saved it")
+        _check_unsized(saved.loader)
         self._go_to(saved.loader)
         self.passes, self.steps, self._steps_before = saved.passes, saved.steps, None
         self._current = self._trained = _Mark(saved.loader, -(-saved.batches * saved.world_size // self.world_size))
@@ -211,6 +211,11 @@ class Course:
         self._fetched.clear()
         self._left = None
         self.loader.load_state_dict(state)
+
+
+def _check_unsized(state: dict[str, Any]) -> None:
+    size = state.get("batches_per_step")
+    check("batches_per_step", size, size is None, "here the framework says how many batches a step accumulates")
 
 
 def check_launched(launched: int, known: int, fix: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from shardpipe.errors import ConfigError
 from shardpipe.loading.sequence import BatchSequence
+from shardpipe.loading.work import Work
 from shardpipe.order import Step
 from shardpipe.settings import check
 
@@ -14,13 +15,18 @@ __all__ = ["Cursor"]
 
 
 class Cursor:
-    """The count, and the sub-epoch that it lies in. Without `repeat` every pass begins at 0 and leaves no trace."""
+    """The count, and the sub-epoch that it lies in. Without `repeat` every pass begins at 0 and leaves no trace.
+
+    The count moves at a step's end. A loop that is left in a step leaves its rank's batches of it `given`, by which the
+    next loop goes on in this process; what is saved is the step's start.
+    """
 
     def __init__(self, sequence: BatchSequence, *, sub_epochs: int, consumed: int, repeat: bool) -> None:
         self.sequence = sequence
         self.consumed = consumed
         self.repeat = repeat
         self.num_excluded = 0
+        self._given = (0, 0)  # (ranks, batches that this one was given of the step under way)
         self._sub_epochs = sub_epochs
         self._length: tuple[object, int] | None = None
 
@@ -41,6 +47,11 @@ class Cursor:
         """The rest of the sub-epoch."""
         return self.sequence.steps(self.consumed, world_size=world_size, sub_epochs=self._sub_epochs)
 
+    def given(self, world_size: int) -> int:
+        """Batches that this rank was given of the step under way; of another number of ranks' steps, none."""
+        ranks, number = self._given
+        return number if ranks == world_size else 0
+
     def length(self, world_size: int) -> int:
         """Batches of a rank in the whole sub-epoch, from where a run on these ranks that is never stopped begins it."""
         count = self.consumed if self.repeat else 0
@@ -55,15 +66,22 @@ class Cursor:
         while not self.repeat:
             yield self.length(world_size)
         ahead = Cursor(self.sequence, sub_epochs=self._sub_epochs, consumed=self.consumed, repeat=True)
+        ahead._given = self._given
         while True:
             began, end = ahead.consumed, ahead.end
-            number = 0
+            number = -ahead.given(world_size)
             for step in ahead.steps(world_size):
                 ahead.consumed = step.count
                 number += step.times(world_size)
             if ahead.consumed < end:
                 ahead.exclude_the_rest(began)
+            ahead._given = (0, 0)
             yield number
+
+    def take(self, work: Work, world_size: int) -> None:
+        """A batch is handed over."""
+        self._given = (0, 0) if work.place.ends_step else (world_size, self.given(world_size) + 1)
+        self.advance(work.place.consumed_samples, delivered=work.delivered)
 
     def advance(self, count: int, *, delivered: int) -> None:
         self.num_excluded += count - self.consumed - delivered
@@ -80,8 +98,9 @@ class Cursor:
 
     def rewind(self) -> None:
         self.consumed = self.num_excluded = 0
+        self._given = (0, 0)
 
     def restore(self, state: dict[str, Any]) -> None:
         check("repeat", self.repeat, self.repeat, "every pass begins anew: there is nothing to go on with")
         self.consumed = self.sequence.restore(state)
-        self.num_excluded, self._length = 0, None
+        self.num_excluded, self._length, self._given = 0, None, (0, 0)

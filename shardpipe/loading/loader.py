@@ -41,15 +41,15 @@ class ShardLoader(NoDataLoader):
         torch.distributed when a loop begins, and rank=mesh["dp"] from a dimension of a DeviceMesh: ranks that share a
         model share its batches. Without them this process is alone, and torch.distributed may know of no other.
     batches_per_step: batches of an optimizer step, all ranks together, so that a step is the same on any number of
-        them. A rank takes every world_size-th; one that has fewer gets a repeat of weight 0; the count and the state
-        move with the last, which has `ends_step`, and a loop that was left before begins the step anew. Without it a
-        step is one batch for every rank.
+        them. A rank takes every world_size-th; one that has fewer gets a repeat of weight 0. Count and state move with
+        the last, which has `ends_step`: a resume begins a step that was stopped anew, the next `for` goes on with it.
+        Without batches_per_step a step is one batch for every rank.
     resume_samples: samples that the run has consumed already.
     repeat: False makes every `for` one whole pass from the start, for validation; a `break` leaves no trace.
     min_seconds, max_seconds: samples outside are left out, but count as consumed; `num_excluded` counts them.
     transform: called with (Sample, numpy Generator), the generator being keyed by (seed, epoch, sample).
     collate: called with a list of Sample, makes what the loop gets instead of a Batch. If it has a parameter `place`,
-        or needs a second argument, that is the batch's Place: epoch, consumed_samples and state, as a Batch has them.
+        or needs a second argument, that is the batch's Place: its epoch, consumed_samples, state, ends_step and seed.
     dtype: "float32" in [-1, 1], or "int16", which is half the bytes to move.
     channels: of samples that have several: "error" refuses them, a number takes that one (from 0), "mix" the mean of
         all (audio of opposite phase cancels out), "keep" all of them, as audio [B, C, T].
@@ -181,7 +181,7 @@ class ShardLoader(NoDataLoader):
 
     @property
     def consumed_samples(self) -> int:
-        """Samples handed over since the run began, all ranks and epochs together."""
+        """Samples of the steps handed over since the run began, all ranks and epochs together."""
         return self._cursor.consumed
 
     @property
@@ -270,11 +270,11 @@ class ShardLoader(NoDataLoader):
         began, end = cursor.consumed, cursor.end
         try:
             with Ending() as stack:
-                steps = cursor.steps(world_size)
-                for work, batch, skipped in self._feed.batches(steps, rank=rank, world_size=world_size, stack=stack):
+                here = {"rank": rank, "world_size": world_size, "given": cursor.given(world_size)}
+                for work, batch, skipped in self._feed.batches(cursor.steps(world_size), **here, stack=stack):
                     if self._iteration is not mine:
                         raise RuntimeError("another `for` over this loader has begun, or a state was loaded")
-                    cursor.advance(work.place.consumed_samples, delivered=work.delivered)
+                    cursor.take(work, world_size)
                     self.skipped += skipped
                     yield batch
             if self._iteration is mine and cursor.consumed < end:

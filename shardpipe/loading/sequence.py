@@ -43,8 +43,8 @@ _FIXES = {
     "fingerprint": "The state belongs to another dataset: point at the one it was saved with, or start a new run.",
     "seed": "Use the seed of the run that saved the state, or start a new run.",
     "plan": "The order is fixed for a run: use the same window, lanes and shuffle, or start a new run.",
-    "batches_per_step": "Give the run's own, whatever the number of ranks. To train on with other steps, resume by the "
-    "count alone: resume_samples.",
+    "batches_per_step": "Give the run's own, whatever the number of ranks. To go on with other steps from there, load "
+    'state | {"batches_per_step": N}.',
 }
 
 _MEND = "It is damaged: load what state_dict() gave."
@@ -221,8 +221,9 @@ class BatchSequence:
         for field, current in self._order_parameters().items():
             if (was := parameters.pop(field)) != current:
                 raise ResumeMismatch(field, was, current, fix=_FIXES["plan"])
-        size, rule = place.batches_per_step, "format 2 alone has batches_per_step, and always"
-        _check_state(size, (size is None) == is_first, rule)
+        size, rule = place.batches_per_step, "a state of format 2 alone has it, and always"
+        if (size is None) != is_first:
+            raise ConfigError("batches_per_step", size, rule, fix=_MEND)
         # After steps of one batch a rank, which have no size, any others may follow.
         if size is not None and size != self.batches_per_step:
             fix = _FIXES["batches_per_step"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,8 @@ class Work:
     """One batch to make: everything a thread or a process needs to know of it."""
 
     place: Place
+    end: int
+    """The count that the batch's last sample brings the sequence to, which says how far reading has come."""
     delivered: int
     """Samples that the count's move goes by: those of this step, all ranks together; 0 before its last batch."""
     rows: list[SampleRow]
@@ -49,11 +52,14 @@ class Work:
     """0 for a repeat that fills a step, else 1."""
 
 
-def works(sequence: BatchSequence, steps: Iterable[Step], rank: int, world_size: int) -> Iterator[Work]:
-    """The rank's batches of every step. They are looked up in groups that begin with one and double: the first batch is
-    not to wait for others.
+def works(
+    sequence: BatchSequence, steps: Iterable[Step], rank: int, world_size: int, *, given: int = 0
+) -> Iterator[Work]:
+    """The rank's batches of every step, without those `given` of the first. They are looked up in groups that begin
+    with one and double: the first batch is not to wait for others.
     """
-    for group in _groups((step, share) for step in steps for share in step.of_rank(rank, world_size)):
+    shares = ((step, share) for step in steps for share in step.of_rank(rank, world_size))
+    for group in _groups(islice(shares, given, None)):
         batches = [share.batch for _, share in group]
         epoch = (batches[0].count - 1) // sequence.num_samples
         shards, places, ordinals = sequence.samples(epoch, np.concatenate([batch.positions for batch in batches]))
@@ -72,6 +78,7 @@ def works(sequence: BatchSequence, steps: Iterable[Step], rank: int, world_size:
                     ends_step=share.last,
                     seed=seed,
                 ),
+                end=share.batch.count,
                 delivered=sum(len(batch.positions) for batch in step.batches) if share.last else 0,
                 rows=rows[start:stop],
                 epochs=[epoch] * (stop - start),

@@ -114,6 +114,7 @@ def _work(request: BatchRequest, found: _ByDataset) -> Work:
             raise _refused(400, "request", str(error)) from error
     return Work(
         place=Place(**msgspec.structs.asdict(request.place or _NOWHERE)),
+        end=0,
         delivered=len(rows),
         rows=[rows[i] for i in range(len(rows))],
         epochs=[epoch for _, epoch, _ in request.samples],

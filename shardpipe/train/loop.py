@@ -42,7 +42,8 @@ def train(config: TrainConfig, world: World, display: Display, *, stop: Callable
             tally = Tally()
             clock.restart()
             for micro in micro_batches(loader, clock, by_ranks=run.by_ranks):
-                # Whatever is random below is a function of the batch's place, so a resume has nothing to replay.
+                # Whatever is random below is a function of the batch's place, so a resume has nothing to replay. (In a
+                # run by version 0.1 of the step's, by which its first batch seeds for all.)
                 if micro.seed is not None:
                     torch.manual_seed(micro.seed)
                 with engine.accumulating(later=not micro.ends_step):

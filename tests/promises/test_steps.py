@@ -111,16 +111,29 @@ def test_wherever_runs_stop_steps_are_whole(
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_a_loop_left_in_a_step_begins_it_anew(data: Path, world_size: int) -> None:
+def test_the_next_loop_goes_on_in_a_step_and_a_resume_begins_it_anew(data: Path, world_size: int) -> None:
+    whole = [batch for ranks in Job(data, world_size, **STATIC, batches_per_step=6).batches() for batch in ranks]
+    steps = list(Job(data, 1, **STATIC, batches_per_step=6).steps())
     job = Job(data, world_size, **STATIC, batches_per_step=6)
-    whole = list(Job(data, 1, **STATIC, batches_per_step=6).steps())
-    for batches in job.batches():
-        if batches[0].ends_step:
-            break
+    given: list[Batch] = []
+    for number in (1, 2, 0, 3, 100):
+        left = {loader.batches_left() for loader in job.ranks}
+        part = list(islice(job.batches(), number))
+        given += [batch for ranks in part for batch in ranks]
+        state = job.ranks[0].state_dict()
+        assert left == {len(part) + (0 if number == 100 else job.ranks[0].batches_left())}
+        if number == 3:
+            begun = list(Job(data, 1, state, **STATIC, batches_per_step=6).steps())
+            assert begun == [step for step in steps if step[0] > state["consumed_samples"]]
+    assert [(batch.seed, *batch.keys) for batch in given] == [(batch.seed, *batch.keys) for batch in whole]
+    assert job.ranks[0].consumed_samples == SAMPLES
+
+    job = Job(data, world_size, **STATIC, batches_per_step=6)
     for _ in islice(job.batches(), 1):
         pass
-    assert {loader.consumed_samples for loader in job.ranks} == {whole[0][0]}
-    assert list(job.steps()) == whole[1:]
+    for loader in job.ranks:
+        loader.load_state_dict(loader.state_dict())
+    assert next(job.batches())[0].keys == whole[0].keys
 
 
 @pytest.mark.parametrize("plan", KINDS, ids=["static", "by seconds", "thinned", "static, thinned"])
@@ -145,10 +158,11 @@ def test_a_state_keeps_the_size_of_steps(data: Path) -> None:
     state = ShardLoader(data, **ORDER, **STATIC, batches_per_step=4).state_dict()
     assert (state["format"], state["batches_per_step"]) == (2, 4)
     for other in (None, 6):
-        with pytest.raises(ResumeMismatch, match="batches_per_step .* 4 .*resume_samples"):
+        with pytest.raises(ResumeMismatch, match="batches_per_step .* 4 .*load state"):
             ShardLoader(data, **ORDER, **STATIC, batches_per_step=other).load_state_dict(state)
+    ShardLoader(data, **ORDER, **STATIC, batches_per_step=6).load_state_dict(state | {"batches_per_step": 6})
     for damaged in (state | {"batches_per_step": None}, state | {"batches_per_step": 0}, state | {"format": 1}):
-        with pytest.raises(ConfigError, match="state"):
+        with pytest.raises(ConfigError, match="state|batches_per_step"):
             ShardLoader(data, **ORDER, **STATIC, batches_per_step=4).load_state_dict(damaged)
     with pytest.raises(ResumeMismatch, match="another version"):
         ShardLoader(data, **ORDER, **STATIC, batches_per_step=4).load_state_dict(state | {"format": 3})

@@ -47,14 +47,16 @@ class Feed:
     prefetch_bytes: int
 
     def batches(
-        self, steps: Iterator[Step], *, rank: int, world_size: int, stack: ExitStack
+        self, steps: Iterator[Step], *, rank: int, world_size: int, given: int, stack: ExitStack
     ) -> Iterator[tuple[Work, Any, list[Skipped]]]:
-        """(work, its batch, what of it was skipped), until `stack` is unwound."""
+        """(work, its batch, what of it was skipped), until `stack` is unwound; the rank was `given` so many batches of
+        the first step before.
+        """
         self.pace.begin()
         copier = CudaCopier(self.device) if self.device else None
         taken = None  # the first batch finds nothing ahead of it
         asked = time.perf_counter()
-        for work, (batch, skipped) in self._pipeline(steps, rank, world_size, stack, copier):
+        for work, (batch, skipped) in self._pipeline(steps, rank, world_size, given, stack, copier):
             now = time.perf_counter()
             if taken is not None:
                 self.pace.taken(now - asked, now - taken)
@@ -63,7 +65,13 @@ class Feed:
             asked = time.perf_counter()
 
     def _pipeline(
-        self, steps: Iterator[Step], rank: int, world_size: int, stack: ExitStack, copier: CudaCopier | None
+        self,
+        steps: Iterator[Step],
+        rank: int,
+        world_size: int,
+        given: int,
+        stack: ExitStack,
+        copier: CudaCopier | None,
     ) -> Pipeline[Work, dict[int, Payload], tuple[Any, list[Skipped]]]:
         # Memory of its own for every loop: what one has lent is never another's, in a forked process least of all.
         straight = replace(self.maker, empty=pinned if copier else Arena(self.prefetch_bytes).empty)
@@ -90,7 +98,7 @@ class Feed:
             result, skipped = sharing.made(work, straight.empty, make) if sharing is not None else make()
             batch = finished(work, result)
             if prefetch is not None:
-                prefetch.made(work.place.consumed_samples)
+                prefetch.made(work.end)
             return copier.send(batch) if copier else batch, skipped
 
         def reads(work: Work) -> list[Callable[[], dict[int, Payload]]]:
@@ -99,12 +107,12 @@ class Feed:
             if parallel == 1 or not own:
                 return []
             if prefetch is not None:
-                prefetch.begun(work.place.consumed_samples)
+                prefetch.begun(work.end)
             pieces = coalesce(work.rows, self.reader.missing(work.rows))
             return [partial(self.reader.fetch, piece, work.rows) for piece in pieces]
 
         pipeline = Pipeline(
-            works(self.sequence, steps, rank, world_size),
+            works(self.sequence, steps, rank, world_size, given=given),
             reads=reads,
             make=made,
             size=self.maker.size,

@@ -68,21 +68,22 @@ class WindowPrefetch:
                 if (lane, window) not in self._planned:
                     self._planned.add((lane, window))
                     epoch = (step.count - 1) // self._sequence.num_samples
-                    self._starts.append((step.count, (lane, window)))
-                    self._due.append((step.count, (lane, window), order.stretch(lane, window + 1, epoch)))
+                    end = share.batch.count
+                    self._starts.append((end, (lane, window)))
+                    self._due.append((end, (lane, window), order.stretch(lane, window + 1, epoch)))
             yield step
 
-    def begun(self, consumed: int) -> None:
-        """From this count on samples are read one by one, if they are not there yet: what is left of their windows is
-        theirs to read.
+    def begun(self, end: int) -> None:
+        """From the batch that ends at this count on, samples are read one by one if they are not there yet: what is
+        left of their windows is theirs to read.
         """
-        while self._starts and self._starts[0][0] <= consumed:
+        while self._starts and self._starts[0][0] <= end:
             self._reached.add(self._starts.popleft()[1])
 
-    def made(self, consumed: int) -> None:
+    def made(self, end: int) -> None:
         """Begins to fetch what is due: no earlier, so that the first batches have the line to themselves."""
         with self._lock:
-            while self._due and self._due[0][0] <= consumed:
+            while self._due and self._due[0][0] <= end:
                 _, (lane, window), stretch = self._due.popleft()
                 for shard, first, stop in stretch:
                     self._threads.submit(self._fetch, (lane, window + 1), shard, first, stop)

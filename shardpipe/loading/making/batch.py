@@ -23,7 +23,7 @@ class Sample:
     sample_rate: int
     extras: dict[str, Any]
     weight: float = 1.0
-    """0 for a repeat that fills an epoch's last step, and for a sample that was skipped; else 1."""
+    """0 for a repeat that fills a step, and for a sample that was skipped; else 1."""
 
 
 class _Keys(list[str]):

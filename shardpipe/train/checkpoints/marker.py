@@ -161,6 +161,9 @@ def _read_marker(path: Path) -> _Marker:
     if len(counts) > 1:
         what = f"{MARKER} and the folder's name have different counts of consumed samples"
         raise _damaged(path, f"{what}: {', '.join(map(repr, counts))}")
+    size = marker.loader.get("batches_per_step")
+    if size is not None and not (type(size) is int and 1 <= size < 2**63):
+        raise _damaged(path, f"{MARKER} says {size!r} where batches of a step are counted")
     for name in marker.files:
         if name in ("", ".", "..", MARKER) or "/" in name:
             raise _damaged(path, f"{MARKER} cannot be read (it names {name!r}, which cannot be a file of it)")

@@ -9,7 +9,6 @@ import msgspec
 import torch
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
-from shardpipe.store import Count
 from shardpipe.train.config import PrecisionName
 
 __all__ = ["Precision", "Scale"]
@@ -20,8 +19,8 @@ _TYPES: dict[PrecisionName, torch.dtype | None] = {"fp32": None, "bf16": torch.b
 class Scale(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """By how much gradients are scaled, and for how many steps they have been finite since that was changed."""
 
-    factor: Annotated[float, msgspec.Meta(gt=0, le=2.0**1000)]
-    steps: Count
+    factor: Annotated[float, msgspec.Meta(ge=2.0**-100, le=2.0**100)]
+    steps: Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 
 
 class Precision:

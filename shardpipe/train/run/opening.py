@@ -61,7 +61,7 @@ def _opened(config: TrainConfig, world: World, display: Display, stack: ExitStac
         rule = f"it has {valid.sample_rate} Hz and the training data {loader.sample_rate} Hz"
         raise ConfigError("valid", config.valid, rule, fix="Give --sample-rate.")
     if start.checkpoint is not None and start.resumes:
-        loader.load_state_dict(start.checkpoint.loader)
+        loader.load_state_dict(start.checkpoint.loader | ({"batches_per_step": size} if start.batches_per_step else {}))
     world.from_main(lambda: _check_texts(config, loader))
     tokenizer = world.from_main(lambda: _tokenizer(config, start, loader))
     learner = Learner(config, world, tokenizer, loader.sample_rate)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shardpipe.errors import ConfigError, StoreError
-from shardpipe.settings import integer, optional
 from shardpipe.train.checkpoints import Checkpoint, Checkpoints, read_checkpoint
 from shardpipe.train.config import TrainConfig
 
@@ -29,8 +28,7 @@ class Start:
     @property
     def batches_per_step(self) -> int | None:
         """Batches of a step of the run that goes on; None if it says nothing of them."""
-        found = self.checkpoint.loader.get("batches_per_step") if self.checkpoint and self.resumes else None
-        return optional(integer, "batches_per_step", found, least=1)
+        return self.checkpoint.loader.get("batches_per_step") if self.checkpoint and self.resumes else None
 
     @property
     def steps_by_ranks(self) -> bool:
@@ -61,7 +59,7 @@ def find_start(config: TrainConfig, checkpoints: Checkpoints, say: Callable[[str
     if wanted is not None and wanted in counts:
         return _back_to(read_checkpoint(checkpoints.path(wanted)))
     if wanted is not None and config.init_from is None:
-        return _fresh(config, counts)
+        return replace(_fresh(config, counts), goes_back=True)
     newest = checkpoints.newest(say)
     if newest is not None:
         return Start(samples=newest.consumed_samples, checkpoint=newest, resumes=True)

@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
 def change(folder: Path, **fields: Any) -> None:
     """Other fields, and no checksum, as it was before there was one."""
     marker = json.loads((folder / "checkpoint.json").read_bytes())
-    del marker["checksum"]
+    marker.pop("checksum", None)
     (folder / "checkpoint.json").write_text(json.dumps(marker | fields))
 
 
@@ -135,4 +135,25 @@ def test_a_field_that_is_missing_or_anything(tmp_path_factory: pytest.TempPathFa
 def test_what_is_no_marker(folder: Path, content: bytes) -> None:
     (folder / "checkpoint.json").write_bytes(content)
     with pytest.raises(StoreError, match="is damaged: checkpoint.json cannot be read"):
+        read_checkpoint(folder)
+
+
+@pytest.mark.parametrize("size", ["4", 0, -1, True, 2.0, 10**30, [4]])
+def test_steps_of_no_size(folder: Path, size: Any) -> None:
+    loader = json.loads((folder / "checkpoint.json").read_bytes())["loader"]
+    change(folder, loader=loader | {"batches_per_step": size})
+    with pytest.raises(StoreError, match="is damaged: .*where batches of a step are counted"):
+        read_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    "scale", [{"factor": 1e39, "steps": 0}, {"factor": 1e-50, "steps": 0}, {"factor": 2.0, "steps": 2**31}, {}, 3]
+)
+def test_a_scale_that_cannot_be(folder: Path, scale: Any) -> None:
+    change(folder, scale={"factor": 65536.0, "steps": 7})
+    found = read_checkpoint(folder).scale
+    assert found is not None
+    assert (found.factor, found.steps) == (65536.0, 7)
+    change(folder, scale=scale)
+    with pytest.raises(StoreError, match="is damaged"):
         read_checkpoint(folder)

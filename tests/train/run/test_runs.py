@@ -171,6 +171,15 @@ def test_going_back_to_a_count_puts_later_checkpoints_aside(
     assert markers(run) == markers(done)
 
 
+def test_going_back_to_the_beginning_puts_all_aside(
+    run: Path, done: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert again(data, run, "--resume-samples", "0", "--save-every", "40samples") == 0
+    assert "put aside the later checkpoints 8, 16, 24, 32, 40" in capsys.readouterr().err
+    assert counts(run) == [40]
+    assert outcome(run) == outcome(done)
+
+
 def test_a_count_without_a_checkpoint_lists_those_there_are(
     run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

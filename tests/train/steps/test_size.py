@@ -32,6 +32,7 @@ def config(**given: Any) -> TrainConfig:
         ({"accumulate": 4}, 8, 32, 32),
         ({"accumulate": 11}, 3, 32, 32),
         ({"batches_per_step": 32}, 3, 32, 32),
+        ({"batches_per_step": 16}, 4, 32, 16),
     ],
 )
 def test_what_a_step_has(given: dict[str, Any], world_size: int, kept: int | None, size: int) -> None:
@@ -49,7 +50,7 @@ def test_a_run_begun_before_keeps_its_way_until_it_is_given_another() -> None:
         ({"accumulate": 4}, 4, 32, "a step of 32 batches takes 8 of each of 4 processes"),
         ({"accumulate": 1}, 1, 2, "takes 2 of each of 1 processes"),
         ({"accumulate": 3, "batches_per_step": 6}, 4, None, "takes 2 of each of 4 processes"),
-        ({"batches_per_step": 16}, 4, 32, "the run takes steps of 32 batches"),
+        ({"accumulate": 8, "batches_per_step": 16}, 4, 32, "takes 4 of each of 4 processes"),
     ],
 )
 def test_contradictions(given: dict[str, Any], world_size: int, kept: int | None, said: str) -> None:
@@ -69,10 +70,10 @@ def test_a_run_keeps_it_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert main([*flags, "--epochs", "2", "--accumulate", "2"]) == 2
         said = capsys.readouterr().err
         assert "accumulate is 2, but a step of 3 batches takes 3 of each of 1 processes. Leave it out" in said
-        assert main([*flags, "--epochs", "2", "--batches-per-step", "6"]) == 2
-        assert "the run takes steps of 3 batches, whatever the number of processes" in capsys.readouterr().err
         # Its own settings, and none.
         assert main([*flags, "--epochs", "2", "--config", str(out / "config.yaml"), "--epochs", "2"]) == 0
         assert main([*flags, "--epochs", "3"]) == 0
-    assert {event["batches_per_step"] for event in events(out, "start", "resume")} == {3}
-    assert [len(batches) for batches in steps(out).values()] == [3, 2] * 3
+        assert main([*flags, "--epochs", "4", "--batches-per-step", "2"]) == 0
+        assert main([*flags, "--epochs", "5"]) == 0
+    assert [event["batches_per_step"] for event in events(out, "start", "resume")] == [3, 3, 3, 2, 2]
+    assert [len(batches) for batches in steps(out).values()] == [*([3, 2] * 3), *([2, 2, 1] * 2)]
