@@ -81,6 +81,7 @@ def test_killed_and_started_again(script: str, folders: tuple[Path, Path], tmp_p
     assert all(torch.equal(wanted[name], found[name]) for name in wanted)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("script", sorted(CASES.keys() - {"custom_loop.py"}))
 def test_on_two_processes(script: str, folders: tuple[Path, Path], tmp_path: Path) -> None:
     finish(start(script, folders, tmp_path / "out", 2))

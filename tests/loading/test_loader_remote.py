@@ -100,10 +100,13 @@ def test_a_cache_of_a_folder(data: Path, expected: list[Batch], tmp_path: Path) 
         assert same(list(ShardLoader(data, **PLAN, cache_dir=tmp_path)), expected)
 
 
-def test_the_next_window_is_fetched_in_large_reads(data: Path, expected: list[Batch], tmp_path: Path) -> None:
+@pytest.mark.parametrize("steps", [{}, {"batches_per_step": 1000}], ids=["a batch a step", "an epoch a step"])
+def test_the_next_window_is_fetched_in_large_reads(
+    data: Path, expected: list[Batch], tmp_path: Path, steps: dict[str, int]
+) -> None:
     store = far(data)
     batches = []
-    for batch in ShardLoader(store, **PLAN, cache_dir=tmp_path, prefetch=1, threads=1, prefetch_bytes=1):
+    for batch in ShardLoader(store, **PLAN, **steps, cache_dir=tmp_path, prefetch=1, threads=1, prefetch_bytes=1):
         batches.append(batch)
         reads = -1  # the loop computes until nothing more is fetched ahead
         while reads < len(store.reads):

@@ -97,7 +97,7 @@ def killed_together(
 @pytest.mark.parametrize(
     ("engine", "how", "moments"),
     [
-        ("fsdp", {"processes": 2}, [20, 90]),
+        ("fsdp", {"processes": 2}, [50]),
         # Of three the order of a sum counts: DistributedDataParallel must be past its first layout.
         ("ddp", {"processes": 3, "torchrun": True}, [70]),
     ],
@@ -119,17 +119,6 @@ def test_killed_together_five_times_they_end_in_the_same_bits(
     draw = random.Random(seed)
     moments = sorted(draw.sample(range(8, 2 * SAMPLES - 24), 5))
     killed_together(data, valid, tmp_path, moments, engine=engine, delay=draw.uniform(0, 0.2), processes=2)
-
-
-def test_two_processes_then_one_then_two_give_every_sample_once(data: Path, tmp_path: Path) -> None:
-    flags = [*FLAGS, "--data", str(data), "--epochs", "2", "--save-every", "2steps"]
-    flags += ["--batch-seconds", "3"]
-    flags[flags.index("--batch-size") : flags.index("--batch-size") + 2] = []
-    kill_at(tmp_path / "run", 30, flags, processes=2)
-    kill_at(tmp_path / "run", 75, flags)
-    finish(tmp_path / "run", flags, processes=2)
-    assert [event["world_size"] for event in events(tmp_path / "run", "start", "resume")] == [2, 1, 2]
-    assert_exactly_once(tmp_path / "run", 2)
 
 
 def stopped_after(steps: int | None, config: TrainConfig, device: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ from tests.speech import pack_speech
 from tests.training import FLAGS, delivered, events, finish, kill_at, one_thread, steps
 
 SAMPLES = 57
-STEPS = 50
 
 
 @pytest.fixture(scope="module")
@@ -26,31 +26,41 @@ def assert_same_training(out: Path, whole: Path) -> None:
     assert [step["loss"] for step in ours] == pytest.approx([step["loss"] for step in theirs], rel=1e-5)
 
 
+STATIC, BY_SECONDS = ("--batch-size", "2"), ("--batch-seconds", "1.8")
+
+
 @pytest.mark.parametrize(
-    ("size", "epochs", "batching", "world_size"),
-    [(4, 7, ("--batch-size", "2"), 2), (6, 10, ("--batch-seconds", "1.8"), 3)],
-    ids=["4 batches", "6 batches, by seconds"],
+    ("size", "batching", "world_size", "number"),
+    [
+        pytest.param(4, STATIC, 2, 16, id="4 batches"),
+        pytest.param(6, BY_SECONDS, 3, 10, id="6 batches, by seconds"),
+        pytest.param(4, STATIC, 2, 50, marks=pytest.mark.soak, id="50 steps of 4 batches"),
+        pytest.param(6, BY_SECONDS, 3, 50, marks=pytest.mark.soak, id="50 steps of 6 batches, by seconds"),
+    ],
 )
 def test_steps_are_the_same_on_any_world(
-    data: Path, tmp_path: Path, size: int, epochs: int, batching: tuple[str, str], world_size: int
+    data: Path, tmp_path: Path, size: int, batching: tuple[str, str], world_size: int, number: int
 ) -> None:
-    without_size = [flag for at, flag in enumerate(FLAGS) if "--batch-size" not in FLAGS[max(0, at - 1) : at + 1]]
-    flags = [*without_size, *batching, "--data", str(data), "--epochs", str(epochs), "--sub-epochs", "2"]
-    flags += ["--save-every", "8steps", "--batches-per-step", str(size)]
+    at = FLAGS.index("--batch-size")
+    epochs = -(-number // 5) if size == 6 else -(-number // 8)
+    flags = [*FLAGS[:at], *FLAGS[at + 2 :], *batching, "--data", str(data), "--epochs", str(epochs)]
+    flags += ["--sub-epochs", "2", "--save-every", "3steps", "--batches-per-step", str(size)]
     whole = tmp_path / "whole"
     with one_thread():
         assert main([*flags, "--out", str(whole)]) == 0
     found = steps(whole)
-    assert len(found) >= STEPS
-    assert {min(size, len(batches)) for batches in found.values()} > {size}, "an epoch's last step has fewer"
-    assert set(delivered(whole)[0].values()) == {1}
+    assert len(found) >= number
+    assert max(map(len, found.values())) == size
+    assert min(map(len, found.values())) < size, "an epoch's last step has fewer"
+    once = Counter(f"utt{i:05d}" for i in range(SAMPLES))
+    assert delivered(whole) == dict.fromkeys(range(epochs), once)
 
     finish(tmp_path / "together", flags, processes=world_size)
     assert_same_training(tmp_path / "together", whole)
 
     changing = tmp_path / "changing"
-    kill_at(changing, SAMPLES, flags, processes=5 - world_size)
-    kill_at(changing, 3 * SAMPLES, flags)
+    kill_at(changing, 2 * SAMPLES // 3, flags, processes=5 - world_size)
+    kill_at(changing, 4 * SAMPLES // 3, flags)
     finish(changing, flags, processes=world_size)
     assert [event["world_size"] for event in events(changing, "start", "resume")] == [5 - world_size, 1, world_size]
     assert {event["batches_per_step"] for event in events(changing, "start", "resume")} == {size}

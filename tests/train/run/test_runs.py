@@ -8,7 +8,6 @@ import math
 import resource
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -26,12 +25,6 @@ from tests.training import FLAGS, events, markers, one_thread, outcome
 
 SAMPLES = 40
 STEPS = 10
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")

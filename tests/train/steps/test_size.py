@@ -13,7 +13,7 @@ from shardpipe.train.cli import main
 from shardpipe.train.config import TrainConfig
 from shardpipe.train.steps import batches_per_step
 from tests.speech import pack_speech
-from tests.training import FLAGS, events, one_thread, steps
+from tests.training import FLAGS, events, steps
 
 
 def config(**given: Any) -> TrainConfig:
@@ -62,18 +62,17 @@ def test_a_run_keeps_it_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixtur
     data = pack_speech(tmp_path, 17, seconds=(0.3, 0.5))
     out = tmp_path / "run"
     flags = [*FLAGS, "--data", str(data), "--out", str(out), "--save-every", "1steps"]
-    with one_thread():
-        assert main([*flags, "--epochs", "1", "--accumulate", "3"]) == 0
-        assert "steps of 3 batches" in capsys.readouterr().err
-        kept = yaml.safe_load((out / "config.yaml").read_text())
-        assert (kept["batches_per_step"], kept["accumulate"]) == (3, None)
-        assert main([*flags, "--epochs", "2", "--accumulate", "2"]) == 2
-        said = capsys.readouterr().err
-        assert "accumulate is 2, but a step of 3 batches takes 3 of each of 1 processes. Leave it out" in said
-        # Its own settings, and none.
-        assert main([*flags, "--epochs", "2", "--config", str(out / "config.yaml"), "--epochs", "2"]) == 0
-        assert main([*flags, "--epochs", "3"]) == 0
-        assert main([*flags, "--epochs", "4", "--batches-per-step", "2"]) == 0
-        assert main([*flags, "--epochs", "5"]) == 0
+    assert main([*flags, "--epochs", "1", "--accumulate", "3"]) == 0
+    assert "steps of 3 batches" in capsys.readouterr().err
+    kept = yaml.safe_load((out / "config.yaml").read_text())
+    assert (kept["batches_per_step"], kept["accumulate"]) == (3, None)
+    assert main([*flags, "--epochs", "2", "--accumulate", "2"]) == 2
+    said = capsys.readouterr().err
+    assert "accumulate is 2, but a step of 3 batches takes 3 of each of 1 processes. Leave it out" in said
+    # Its own settings, and none.
+    assert main([*flags, "--epochs", "2", "--config", str(out / "config.yaml"), "--epochs", "2"]) == 0
+    assert main([*flags, "--epochs", "3"]) == 0
+    assert main([*flags, "--epochs", "4", "--batches-per-step", "2"]) == 0
+    assert main([*flags, "--epochs", "5"]) == 0
     assert [event["batches_per_step"] for event in events(out, "start", "resume")] == [3, 3, 3, 2, 2]
     assert [len(batches) for batches in steps(out).values()] == [*([3, 2] * 3), *([2, 2, 1] * 2)]
