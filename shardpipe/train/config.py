@@ -53,7 +53,7 @@ class TrainConfig:
             (fsdp), for what does not fit one GPU.
         precision: Numbers of the model's forward and backward pass; fp16 is for GPUs without bf16.
         activation_checkpointing: Compute the model's layers again in the backward pass instead of keeping what they
-            made: the same bits in less memory, for about a third more time.
+            made: the same bits in less memory, for one more forward pass.
         compile: Compile the model's layers with torch.compile; a resumed run is then not bitwise the same.
         deterministic: Compute so that the same steps give the same bits, at some cost in speed on a GPU.
         device: Where to compute; auto takes CUDA if it is there.
