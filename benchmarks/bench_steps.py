@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from itertools import islice
 from statistics import median
 from time import perf_counter, process_time
@@ -113,7 +112,7 @@ def main() -> int:
     for world_size in WORLDS:
         loops = {size: Loops(data, world_size, size, options.batches) for size in (None, SIZE)}
         for what in ("plan", "feed", "train"):
-            measures = {str(size): partial(getattr(loop, what)) for size, loop in loops.items()}
+            measures = {str(size): getattr(loop, what) for size, loop in loops.items()}
             for measure in measures.values():
                 measure()  # not counted
             figures = alternate(options.rounds, measures)

@@ -270,8 +270,10 @@ class ShardLoader(NoDataLoader):
         began, end = cursor.consumed, cursor.end
         try:
             with Ending() as stack:
-                here = {"rank": rank, "world_size": world_size, "given": cursor.given(world_size)}
-                for work, batch, skipped in self._feed.batches(cursor.steps(world_size), **here, stack=stack):
+                steps, given = cursor.steps(world_size), cursor.given(world_size)
+                for work, batch, skipped in self._feed.batches(
+                    steps, rank=rank, world_size=world_size, given=given, stack=stack
+                ):
                     if self._iteration is not mine:
                         raise RuntimeError("another `for` over this loader has begun, or a state was loaded")
                     cursor.take(work, world_size)
