@@ -77,7 +77,7 @@ class Loops:
 
         def step(batch: Batch, ends_step: bool) -> None:
             if batch.state.get("batches_per_step"):
-                torch.manual_seed(batch.seed)
+                torch.default_generator.manual_seed(batch.seed)  # as shardpipe-train does on a CPU
             self._model(batch.audio[:, None, :48000]).square().mean().backward()
             if ends_step:
                 self._optimizer.step()

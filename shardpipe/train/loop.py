@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-
 from shardpipe.errors import ShardpipeError
 from shardpipe.train.config import TrainConfig
 from shardpipe.train.engines import World
@@ -45,7 +43,7 @@ def train(config: TrainConfig, world: World, display: Display, *, stop: Callable
                 # Whatever is random below is a function of the batch's place, so a resume has nothing to replay. (In a
                 # run by version 0.1 of the step's, by which its first batch seeds for all.)
                 if micro.seed is not None:
-                    torch.manual_seed(micro.seed)
+                    world.seed(micro.seed)
                 with engine.accumulating(later=not micro.ends_step):
                     result = learner.forward(micro.batch, train=True)
                     engine.backward(result.loss)

@@ -30,6 +30,14 @@ class World:
         """Whether this process writes the run's files and speaks for all."""
         return self.rank == 0
 
+    def seed(self, seed: int) -> None:
+        """Seeds what this process draws from, on the processor and on its device, as `torch.manual_seed` does; that one
+        takes 0.2 ms for devices that are not used, which is too much for every batch.
+        """
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
     def sum(self, values: Iterable[float]) -> list[float]:
         """Each value summed over the processes; the same bits on all of them."""
         total = torch.tensor(list(values), dtype=torch.float64, device=self.device)

@@ -54,7 +54,7 @@ class Learner:
         self.sample_rate = sample_rate
         self.identity = Identity(model=config.model, units=tokenizer.units, sample_rate=sample_rate)
         self._world = world
-        torch.manual_seed(seed_of(config.seed))
+        world.seed(seed_of(config.seed))
         self.features = LogMel(sample_rate).to(world.device)
         model = CTCModel(config.model, len(tokenizer.units))
         self.engine = engine_for(config, world, model, model.blocks)
