@@ -7,6 +7,7 @@ the one line that a person reads. They survive pickling, since worker processes 
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Sequence
 from typing import Any
 
 __all__ = [
@@ -116,6 +117,15 @@ class ResumeMismatch(ShardpipeError):
         self.field = field
         self.saved = saved
         self.current = current
+
+    @classmethod
+    def of_all(cls, found: Sequence[ResumeMismatch]) -> ResumeMismatch:
+        """One error that says all of what was found; its facts are the first one's."""
+        first = found[0]
+        error = cls(first.field, first.saved, first.current, where=first.where, fix=first.fix)
+        error.what = "; ".join(each.what for each in found)
+        error.fix = " ".join(dict.fromkeys(each.fix for each in found))
+        return error
 
 
 class ConfigError(ShardpipeError):

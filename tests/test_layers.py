@@ -83,7 +83,10 @@ WRITE_SIDE = {"lists", "dataset", "pack"}
 READ_SIDE = {"order", "cache", "loading"}
 TRAIN_MAY_IMPORT = {
     "order": {"STEP", "hash_key"},
-    "store": {"Count", "flush", "only_local", "parsed", "put_in_place", "write_file", "writing"},
+    "store": {
+        *("Count", "Store", "Uploads", "checked_url", "close", "flush", "is_url", "only_local", "open_store", "parsed"),
+        *("put_in_place", "write_file", "writing"),
+    },
 }
 """And errors, settings and the root: its data come by `from shardpipe import ShardLoader`, as anybody's do."""
 KNOW_THE_ROOT = {"serve", "train", "integrations", "demo", "cli"}

@@ -72,11 +72,20 @@ def finish(out: Path, flags: list[str], **how: Any) -> str:
 
 
 def kill_at(
-    out: Path, consumed_samples: int, flags: list[str], *, delay: float = 0.0, number: int = signal.SIGKILL, **how: Any
+    out: Path,
+    consumed_samples: int,
+    flags: list[str],
+    *,
+    delay: float = 0.0,
+    number: int = signal.SIGKILL,
+    saved: bool = False,
+    **how: Any,
 ) -> tuple[int, str]:
-    """A run until its metrics reach a count, `delay` seconds beyond, and no further; its exit code and what it said."""
+    """A run until its metrics reach a count, if `saved` it has a checkpoint as well, `delay` seconds beyond, and no
+    further; its exit code and what it said.
+    """
     process = start(out, flags, **how)
-    while count(out) < consumed_samples and process.poll() is None:
+    while (count(out) < consumed_samples or (saved and not markers(out))) and process.poll() is None:
         time.sleep(0.002)
     time.sleep(delay)
     if number == signal.SIGKILL:

@@ -203,16 +203,19 @@ class BatchSequence:
         """Take a saved state's place and return its count. If the batching differs, the saved one first finishes its
         rung or super-window, and then this sequence's own holds.
 
-        Another dataset, seed, order or algorithm raises ResumeMismatch: the count would mean others. What `state`
-        never gave raises ConfigError.
+        Another dataset, seed, order or algorithm raises ResumeMismatch, which says all that differs: the count would
+        mean others. What `state` never gave raises ConfigError.
         """
         _check_state(state, isinstance(state, dict), "it must be a dict")
         is_first = state.get("format") == 1
         own = {"format": 1 if is_first else STATE_FORMAT, "algorithm": ALGORITHM}
+        differ = []
         for field, current in {**own, "fingerprint": self.index.fingerprint, "seed": self.order.seed}.items():
             value = state.get(field)
             if type(value) is not type(current) or value != current:
-                raise ResumeMismatch(field, value, current, fix=_FIXES[field])
+                differ.append(ResumeMismatch(field, value, current, fix=_FIXES[field]))
+                if field in own:  # what the others mean is then not known
+                    raise differ[0]
         try:
             place = converted({name: state.get(name) for name in _Place.__struct_fields__}, _Place)
         except ValueError as error:
@@ -220,7 +223,9 @@ class BatchSequence:
         parameters = msgspec.structs.asdict(place.plan)
         for field, current in self._order_parameters().items():
             if (was := parameters.pop(field)) != current:
-                raise ResumeMismatch(field, was, current, fix=_FIXES["plan"])
+                differ.append(ResumeMismatch(field, was, current, fix=_FIXES["plan"]))
+        if differ:
+            raise ResumeMismatch.of_all(differ)
         size, rule = place.batches_per_step, "a state of format 2 alone has it, and always"
         if (size is None) != is_first:
             raise ConfigError("batches_per_step", size, rule, fix=_MEND)

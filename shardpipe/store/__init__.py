@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from shardpipe.store.local import LocalStore
     from shardpipe.store.opening import open_store
     from shardpipe.store.outside import Count, converted, json_object, parsed, shallow
-    from shardpipe.store.places import is_url, is_utf8, local_path, named, only_local
+    from shardpipe.store.places import checked_url, is_url, is_utf8, local_path, named, only_local
     from shardpipe.store.publish import flush, put_in_place, write_file, writing
     from shardpipe.store.redact import shown_url, split_url
     from shardpipe.store.remote import FsspecStore, Uploads
     from shardpipe.store.retry import Retry, RetryingStore, attempted
     from shardpipe.store.testing import CountingStore, FailingStore, Fault, SlowStore
-    from shardpipe.store.urls import checked_url, find_urls, scheme_of, shown_in
+    from shardpipe.store.urls import find_urls, scheme_of, shown_in
 else:
     __getattr__, __dir__ = lazily(
         __name__,
@@ -37,13 +37,13 @@ else:
         local=["LocalStore"],
         opening=["open_store"],
         outside=["Count", "converted", "json_object", "parsed", "shallow"],
-        places=["is_url", "is_utf8", "local_path", "named", "only_local"],
+        places=["checked_url", "is_url", "is_utf8", "local_path", "named", "only_local"],
         publish=["flush", "put_in_place", "write_file", "writing"],
         redact=["shown_url", "split_url"],
         remote=["FsspecStore", "Uploads"],
         retry=["Retry", "RetryingStore", "attempted"],
         testing=["CountingStore", "FailingStore", "Fault", "SlowStore"],
-        urls=["checked_url", "find_urls", "scheme_of", "shown_in"],
+        urls=["find_urls", "scheme_of", "shown_in"],
     )
 
 __all__ = [

@@ -9,8 +9,11 @@ from typing import Any
 
 from shardpipe.errors import ConfigError
 from shardpipe.settings import check
+from shardpipe.store.redact import shown_url, split_url
 
-__all__ = ["is_url", "is_utf8", "local_path", "named", "only_local"]
+__all__ = ["CREDENTIALS_FIX", "checked_url", "is_url", "is_utf8", "local_path", "named", "only_local"]
+
+CREDENTIALS_FIX = "Keep credentials where the client library looks for them: its environment variables or files."
 
 
 def named(setting: str, place: Any) -> str:
@@ -24,6 +27,20 @@ def named(setting: str, place: Any) -> str:
 def is_url(place: str) -> bool:
     """Whether a place is named by a URL, not by a path of this machine."""
     return "://" in place and not place.startswith("file://")
+
+
+def checked_url(setting: str, url: str, *, wildcards: bool = False) -> str:
+    """The URL, which may go into manifests, lists and messages. Raises ConfigError if it may hold credentials.
+
+    With `wildcards`, a question mark begins a query string only where a NAME=VALUE follows.
+    """
+    shown, (place, query) = shown_url(url), split_url(url)
+    if shown != place:
+        raise ConfigError(setting, shown, "it came with a user name, which would be written down", fix=CREDENTIALS_FIX)
+    if "=" in query if wildcards else "?" in url:
+        rule = "it came with a query string, which would be written down"
+        raise ConfigError(setting, shown, rule, fix=CREDENTIALS_FIX)
+    return url
 
 
 def is_utf8(text: str) -> bool:

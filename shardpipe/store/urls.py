@@ -1,4 +1,4 @@
-"""URLs as users write them: whether they may be written down, and which files a pattern means."""
+"""URLs as users write them: what kind they are of, and which files a pattern means."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import fsspec
 from shardpipe.errors import ConfigError, StoreError
 from shardpipe.settings import check
 from shardpipe.store.base import Store, as_store_error
-from shardpipe.store.redact import shown_url, split_url
+from shardpipe.store.places import CREDENTIALS_FIX, checked_url
+from shardpipe.store.redact import shown_url
 
-__all__ = ["check_place", "checked_url", "find_urls", "is_s3", "scheme_of", "shown_in"]
+__all__ = ["check_place", "find_urls", "is_s3", "scheme_of", "shown_in"]
 
 _HOSTED = ("s3", "s3a", "gs", "gcs", "http", "https")
-_CREDENTIALS = "Keep credentials where the client library looks for them: its environment variables or files."
 
 
 def shown_in(store: Store, name: str) -> str:
@@ -39,20 +39,7 @@ def check_place(url: str) -> None:
     named = scheme not in _HOSTED or shown.partition("://")[2].partition("/")[0]
     check("URL", shown, bool(named), f"it must name a {what}, as in {scheme}://{what}/folder")
     if is_s3(url) and shown != url:
-        raise ConfigError("URL", shown, "it came with a user name, which S3 takes from elsewhere", fix=_CREDENTIALS)
-
-
-def checked_url(setting: str, url: str, *, wildcards: bool = False) -> str:
-    """The URL, which may go into manifests, lists and messages. Raises ConfigError if it may hold credentials.
-
-    With `wildcards`, a question mark begins a query string only where a NAME=VALUE follows.
-    """
-    shown, (place, query) = shown_url(url), split_url(url)
-    if shown != place:
-        raise ConfigError(setting, shown, "it came with a user name, which would be written down", fix=_CREDENTIALS)
-    if "=" in query if wildcards else "?" in url:
-        raise ConfigError(setting, shown, "it came with a query string, which would be written down", fix=_CREDENTIALS)
-    return url
+        raise ConfigError("URL", shown, "it came with a user name, which S3 takes from elsewhere", fix=CREDENTIALS_FIX)
 
 
 def find_urls(pattern: str) -> list[str]:

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _check_installed() -> None:
     """Raises ShardpipeError where the extra `train` is missing, or is not for the torch that is there."""
-    for name in ("torchaudio", "tensorboard"):
+    for name in ("torchaudio", "safetensors", "tensorboard"):
         try:
             import_module(name)
         except (ImportError, OSError) as error:

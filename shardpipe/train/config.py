@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from shardpipe.errors import ConfigError
 from shardpipe.settings import byte_size
-from shardpipe.store import only_local
+from shardpipe.store import checked_url, is_url, only_local
 from shardpipe.train.schedule import Amount, Decay
 
-__all__ = ["ModelSize", "PrecisionName", "TrainConfig"]
+__all__ = ["FIGURES", "Figure", "ModelSize", "PrecisionName", "TrainConfig"]
 
 ModelSize = Literal["tiny", "small", "medium"]
 PrecisionName = Literal["fp32", "bf16", "fp16"]
+Figure = Literal["loss", "wer", "cer"]
+FIGURES: tuple[Figure, ...] = get_args(Figure)
 
 _BATCH_SIZE = 16
 
@@ -62,7 +64,11 @@ class TrainConfig:
         cache_bytes: The most that cache_dir may take of its disk, all processes together, like 200GiB.
         on_error: What to do with samples that cannot be decoded: raise an error, or skip them; they are listed.
         save_every: Progress or time between checkpoints, like 5000samples, 200steps or 10min.
+        checkpoints: Folder or URL for the checkpoints, of this run alone; by default a folder of `out`.
         keep: How many of the newest checkpoints to keep.
+        keep_every: Keep for good the first checkpoint after each multiple of this progress, like 100000samples.
+        keep_best: How many of the best checkpoints to keep, by what evaluation on `valid` found.
+        best_by: The figure that is to be low in them.
         resume: Go on from the run's newest checkpoint (auto), from a path's, or start in an unused folder (never).
         resume_samples: Go on at this count of consumed samples: from the run's checkpoint there, or from init_from.
         init_from: Checkpoint to take the model and the optimizer from where the run has none.
@@ -110,7 +116,11 @@ class TrainConfig:
     cache_bytes: int | str | None = None
     on_error: Literal["raise", "skip"] = "raise"
     save_every: str = "10min"
+    checkpoints: str | None = None
     keep: int = 3
+    keep_every: str | None = None
+    keep_best: int = 0
+    best_by: Figure = "loss"
     resume: str = "auto"
     resume_samples: int | None = None
     init_from: str | None = None
@@ -137,9 +147,18 @@ class TrainConfig:
             raise ConfigError("resume_samples", self.resume_samples, "it must be at least 0")
         if self.resume_samples is not None and self.resume not in ("auto", "never"):
             raise ConfigError("resume_samples", self.resume_samples, f"--resume {self.resume} names a place already")
-        for name in ("out", "units", "cache_dir", "resume", "init_from", "token_file", "tls_ca"):
+        for name in ("out", "units", "cache_dir", "token_file", "tls_ca"):
             if (place := getattr(self, name)) is not None:
                 object.__setattr__(self, name, only_local(name, place))
+        for name in ("checkpoints", "resume", "init_from"):
+            if (place := getattr(self, name)) is not None:
+                object.__setattr__(self, name, checked_url(name, place) if is_url(place) else only_local(name, place))
+        if self.keep_best < 0:
+            raise ConfigError("keep_best", self.keep_best, "it must be at least 0")
+        if self.keep_best and self.valid is None:
+            raise ConfigError("keep_best", self.keep_best, "which are the best is not known", fix="Give --valid.")
+        if self.keep_interval is not None and self.keep_interval.count <= 0:
+            raise ConfigError("keep_every", self.keep_every, "it must be more than nothing")
         if self.cache_limit is not None and self.cache_dir is None:
             raise ConfigError("cache_bytes", self.cache_bytes, "it needs a cache_dir")
         if self.save_interval.count <= 0:
@@ -155,6 +174,11 @@ class TrainConfig:
     def save_interval(self) -> Amount:
         """What `save_every` says."""
         return Amount.parse("save_every", self.save_every, clock=True)
+
+    @property
+    def keep_interval(self) -> Amount | None:
+        """What `keep_every` says."""
+        return None if self.keep_every is None else Amount.parse("keep_every", self.keep_every, clock=False)
 
     @property
     def warmup_amount(self) -> Amount:

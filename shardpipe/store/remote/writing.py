@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from shardpipe.store.base import Stat, as_store_error
+from shardpipe.store.places import checked_url
 from shardpipe.store.remote.calling import call, file_system
 from shardpipe.store.remote.reading import FsspecStore, stat_of
 from shardpipe.store.retry import Retry, attempted
-from shardpipe.store.urls import checked_url
 
 __all__ = ["Uploads"]
 
@@ -43,27 +44,48 @@ class Uploads:
     def put(self, path: Path, name: str) -> Stat:
         """Uploads a file and returns what then lies there. To S3 large ones go in parts, four of 16 MiB at a time."""
         size = path.stat().st_size
-        options = _part_options(self._fs, size)
+        options = _part_options(self._fs, "put_file", size)
+        return self._upload(
+            lambda there: call(self._fs, "put_file", _RETRY.limit(size), str(path), there, **options), name, size
+        )
 
-        def upload() -> Stat:
-            path_there = self._path(name)
-            if self._fs.root_marker == "/":  # it has folders, and wants them made; a bucket is not ours to make
-                self._call("makedirs", path_there.rpartition("/")[0], exist_ok=True)
-            call(self._fs, "put_file", _RETRY.limit(size), str(path), path_there, **options)
-            self._fs.invalidate_cache(path_there)
-            found = stat_of(self._call("info", path_there))
-            if found.size != size:
-                raise ConnectionError(f"{found.size} of {size} bytes have arrived")
-            return found
+    def write(self, data: bytes, name: str) -> Stat:
+        """Uploads a file of these bytes, as `put` does, and returns what then lies there."""
+        size = len(data)
+        options = _part_options(self._fs, "pipe_file", size)
+        return self._upload(
+            lambda there: call(self._fs, "pipe_file", _RETRY.limit(size), there, data, **options), name, size
+        )
 
-        return self._attempted(upload, name, "written")
+    def copy(self, name: str, to: str) -> None:
+        """Copies a file to another name, there; what lies under it is replaced."""
+
+        def copied() -> None:
+            there = self._path(to)
+            self._make_folder(there)
+            self._call("cp_file", self._path(name), there)
+
+        self._attempted(copied, to, "written")
 
     def remove(self, name: str) -> None:
-        """Removes a file that is there."""
-        self._attempted(lambda: self._call("rm_file", self._path(name)), name, "removed")
+        """Removes a file; one that is not there is no error, for the answer to the first attempt may be lost."""
+
+        def removed() -> None:
+            with suppress(FileNotFoundError):
+                self._call("rm_file", self._path(name))
+
+        self._attempted(removed, name, "removed")
 
     def listing(self, folder: str = "") -> dict[str, Stat]:
         """The files right in a folder, with their names from the root; none if there is no such folder."""
+        prefix = f"{folder}/" if folder else ""
+        return {prefix + name: stat_of(entry) for name, entry in self._entries(folder) if entry["type"] == "file"}
+
+    def folders(self) -> list[str]:
+        """Names of the folders right in the root."""
+        return [name for name, entry in self._entries("") if entry["type"] == "directory"]
+
+    def _entries(self, folder: str) -> list[tuple[str, dict[str, Any]]]:
         path = self._path(folder).rstrip("/")
 
         def look() -> list[dict[str, Any]]:
@@ -74,12 +96,25 @@ class Uploads:
                 return []
             return found
 
-        prefix = f"{folder}/" if folder else ""
-        return {
-            prefix + str(entry["name"]).rpartition("/")[2]: stat_of(entry)
-            for entry in self._attempted(look, folder, "listed")
-            if entry["type"] == "file" and str(entry["name"]).rstrip("/") != path
-        }
+        entries = [(str(entry["name"]).rstrip("/"), entry) for entry in self._attempted(look, folder, "listed")]
+        return [(name.rpartition("/")[2], entry) for name, entry in entries if name != path]
+
+    def _upload(self, send: Callable[[str], Any], name: str, size: int) -> Stat:
+        def upload() -> Stat:
+            there = self._path(name)
+            self._make_folder(there)
+            send(there)
+            self._fs.invalidate_cache(there)
+            found = stat_of(self._call("info", there))
+            if found.size != size:
+                raise ConnectionError(f"{found.size} of {size} bytes have arrived")
+            return found
+
+        return self._attempted(upload, name, "written")
+
+    def _make_folder(self, path: str) -> None:
+        if self._fs.root_marker == "/":  # it has folders, and wants them made; a bucket is not ours to make
+            self._call("makedirs", path.rpartition("/")[0], exist_ok=True)
 
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}"
@@ -95,8 +130,8 @@ class Uploads:
         return attempted(attempt, _RETRY)
 
 
-def _part_options(fs: Any, size: int) -> dict[str, int]:
+def _part_options(fs: Any, method: str, size: int) -> dict[str, int]:
     """How to upload a file in parts, where the file system lets itself be told: its own choice may fill the memory."""
-    known = inspect.signature(getattr(fs, "_put_file", fs.put_file)).parameters
+    known = inspect.signature(getattr(fs, f"_{method}", getattr(fs, method))).parameters
     wanted = {"chunksize": max(_PART_BYTES, -(-size // _PARTS_MAX)), "max_concurrency": _PARTS_AT_ONCE}
     return {name: value for name, value in wanted.items() if name in known}

@@ -1,13 +1,36 @@
-"""Checkpoints that are there whole or not at all, and hold nothing about the machine that wrote them.
+"""Checkpoints that are there whole or not at all, hold nothing about the machine that wrote them, and run nothing.
 
-A checkpoint is a folder named by its count of consumed samples. It holds the model and the optimizer as
-torch.distributed.checkpoint writes them (`tensors`), and checkpoint.json (`marker`), written last, with the loader's
-state, the run's progress, and the size and checksum of every other file. The folder gets its name when all of it is on
-the disk (`folder`).
+A checkpoint is a folder named by its count of consumed samples. It holds model and optimizer, as safetensors of each
+process (format 2), and checkpoint.json, written last, with the loader's state, the run's progress, and the size and
+checksum of every other file.
+
+marker      checkpoint.json
+storage     where they lie: a folder, or a URL
+reading     one that is there, and whether it is as it was written
+pieces      tensors in safetensors, written and read by torch.distributed.checkpoint; pickled reads format 1's
+tensors     model and optimizer by the names of their tensors
+keeping     which are kept; collection has all of a run
+saving      written beside the training
 """
 
-from shardpipe.train.checkpoints.folder import Checkpoints
-from shardpipe.train.checkpoints.marker import Checkpoint, Identity, Progress, read_checkpoint
-from shardpipe.train.checkpoints.tensors import restore
+from shardpipe.train.checkpoints.collection import Checkpoints, found_at
+from shardpipe.train.checkpoints.keeping import Keep, best_of, kept
+from shardpipe.train.checkpoints.marker import Checkpoint, Identity, Progress
+from shardpipe.train.checkpoints.reading import read_checkpoint
+from shardpipe.train.checkpoints.saving import Saver
+from shardpipe.train.checkpoints.tensors import read_weights, restore
 
-__all__ = ["Checkpoint", "Checkpoints", "Identity", "Progress", "read_checkpoint", "restore"]
+__all__ = [
+    "Checkpoint",
+    "Checkpoints",
+    "Identity",
+    "Keep",
+    "Progress",
+    "Saver",
+    "best_of",
+    "found_at",
+    "kept",
+    "read_checkpoint",
+    "read_weights",
+    "restore",
+]

@@ -1,34 +1,37 @@
-"""checkpoint.json: what a checkpoint says of itself, and whether its files are as they were written."""
+"""checkpoint.json: what a checkpoint says of itself. It is written last, and makes a folder into a checkpoint."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import zlib
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import msgspec
 
 from shardpipe.errors import ResumeMismatch, StoreError
-from shardpipe.store import Count, parsed, write_file
+from shardpipe.store import Count, Store, parsed
 from shardpipe.train.engines import Scale
 
 __all__ = [
+    "FIX",
+    "FORMAT",
     "MARKER",
     "Checkpoint",
     "Identity",
     "Progress",
-    "looks_whole",
-    "mark_evaluated",
-    "read_checkpoint",
-    "write_marker",
+    "Sum",
+    "damaged",
+    "marker_of",
+    "parse_marker",
 ]
 
 MARKER = "checkpoint.json"
-_FORMAT = 1
-_FIX = "Choose another checkpoint, or let --resume auto choose."
+FORMAT: Literal[2] = 2
+"""Of checkpoints that are written; those of 1 are read."""
+FIX = "Choose another checkpoint, or let --resume auto choose."
 
 
 class Progress(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -58,11 +61,15 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     units: tuple[str, ...]
     sample_rate: Count
 
-    def check(self, saved: Identity, where: Path) -> None:
-        """Raises ResumeMismatch for the first field of `saved` that differs."""
-        for field, fix in _FIXES.items():
-            if (was := getattr(saved, field)) != (current := getattr(self, field)):
-                raise ResumeMismatch(field, was, current, where=str(where), fix=fix)
+    def check(self, saved: Identity, where: str) -> None:
+        """Raises ResumeMismatch for the fields of `saved` that differ, all of which it names."""
+        differ = [
+            ResumeMismatch(name, was, current, where=where, fix=fix)
+            for name, fix in _FIXES.items()
+            if (was := getattr(saved, name)) != (current := getattr(self, name))
+        ]
+        if differ:
+            raise ResumeMismatch.of_all(differ)
 
 
 _FIXES = {
@@ -72,22 +79,37 @@ _FIXES = {
 }
 
 
-class _Sum(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Sum(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a file was when it was written."""
+
     size: Count
     crc32: Count
 
+    @classmethod
+    def of(cls, data: bytes) -> Sum:
+        return cls(len(data), zlib.crc32(data))
+
 
 class _Marker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """checkpoint.json as it is written. `checksum` is that of all the rest; versions up to 0.1.0 wrote none."""
+    """checkpoint.json as it is written. `checksum` is that of all the rest; versions up to 0.1.0 wrote none.
 
-    format: int
+    Format 1 has neither `epoch` nor `sub_epoch` nor `valid`.
+    """
+
+    format: Literal[1, 2]
     consumed_samples: Count
+    epoch: Count | None = None
+    sub_epoch: Count | None = None
     progress: Progress
     identity: Identity
     loader: dict[str, Any]
-    files: dict[str, _Sum]
+    files: dict[str, Sum]
     scale: Scale | None = None
+    valid: dict[str, float | None] | None = None
     checksum: str | None = None
+
+
+_OPTIONAL = ("epoch", "sub_epoch", "scale", "valid")
 
 
 class _Format(msgspec.Struct):
@@ -96,125 +118,80 @@ class _Format(msgspec.Struct):
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A complete checkpoint, its files checked against their checksums."""
+    """What a complete checkpoint says. `files` are all others in its folder, which `store` reads."""
 
-    path: Path
+    store: Store | None = field(default=None, compare=False)
+    """None of one that is still to be written."""
     consumed_samples: int
     progress: Progress
     identity: Identity
     loader: dict[str, Any]
     scale: Scale | None = None
     """Of fp16's gradients."""
-    files: frozenset[str] = frozenset()
-    """Names of the other files in its folder."""
+    epoch: int | None = None
+    """In which the run goes on; None in format 1, as `sub_epoch`."""
+    sub_epoch: int | None = None
+    valid: Mapping[str, float | None] | None = None
+    """Loss and error rates on the validation data, once it has been evaluated; None for what is not finite."""
+    files: Mapping[str, Sum] = field(default_factory=dict)
+    format: Literal[1, 2] = FORMAT
+
+    @property
+    def where(self) -> str:
+        return "" if self.store is None else self.store.url
+
+    @property
+    def size(self) -> int:
+        """Of its files, in bytes."""
+        return sum(written.size for written in self.files.values())
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint at `path`. Raises StoreError if it is not one, or not as it was written."""
-    marker = _read_marker(path)
-    for name, written in marker.files.items():
-        try:
-            found = _sum_of(path / name)
-        except OSError as error:
-            raise _damaged(path, f"{name} cannot be read ({error})") from error
-        if found != written:
-            what = f"{name} has {found.size} bytes and checksum {found.crc32:08x}"
-            raise _damaged(path, f"{what}, not the {written.size} and {written.crc32:08x} that were written")
-    return Checkpoint(
-        path=path,
-        consumed_samples=marker.consumed_samples,
-        progress=marker.progress,
-        identity=marker.identity,
-        loader=marker.loader,
-        scale=marker.scale,
-        files=frozenset(marker.files),
-    )
-
-
-def looks_whole(path: Path) -> bool:
-    """Whether a checkpoint's files are all there, of their size: what can be told of it without reading it all."""
+def parse_marker(data: bytes, where: str) -> Checkpoint:
+    """What a checkpoint.json says, as it was written. Raises StoreError; `where` is the checkpoint's place."""
     try:
-        return all((path / name).stat().st_size == written.size for name, written in _read_marker(path).files.items())
-    except (StoreError, OSError):
-        return False
-
-
-def _read_marker(path: Path) -> _Marker:
-    try:
-        if not (path / MARKER).is_file():
-            raise FileNotFoundError
-        data = (path / MARKER).read_bytes()
         version = parsed(data, _Format).format
-        if version != _FORMAT:
-            found = f"has format {version!r}, this version reads {_FORMAT}"
-            raise StoreError(found, url=str(path), fix="Resume with the version of shardpipe that wrote it.")
+        if version not in (1, FORMAT) or isinstance(version, bool | float):
+            found = f"has format {version!r}, this version reads 1 and {FORMAT}"
+            raise StoreError(found, url=where, fix="Resume with the version of shardpipe that wrote it.")
         marker = parsed(data, _Marker)
-    except FileNotFoundError as error:
-        raise StoreError("is no complete checkpoint", url=str(path), fix=_FIX) from error
-    except (OSError, ValueError) as error:
-        raise _damaged(path, f"{MARKER} cannot be read ({error})") from error
+    except ValueError as error:
+        raise damaged(where, f"{MARKER} cannot be read ({error})") from error
     if marker.checksum is not None and marker.checksum != _checksum(parsed(data, dict[str, Any])):
-        raise _damaged(path, f"{MARKER} is not what was written, by its checksum")
+        raise damaged(where, f"{MARKER} is not what was written, by its checksum")
+    if marker.checksum is None and marker.format == FORMAT:
+        raise damaged(where, f"{MARKER} has no checksum")
     counts = {marker.consumed_samples, marker.loader.get("consumed_samples")}
-    if path.name.isdecimal():
-        counts.add(int(path.name))
+    if (name := where.rstrip("/").rpartition("/")[2]).isdecimal():
+        counts.add(int(name))
     if len(counts) > 1:
         what = f"{MARKER} and the folder's name have different counts of consumed samples"
-        raise _damaged(path, f"{what}: {', '.join(map(repr, counts))}")
+        raise damaged(where, f"{what}: {', '.join(map(repr, counts))}")
     size = marker.loader.get("batches_per_step")
     if size is not None and not (type(size) is int and 1 <= size < 2**63):
-        raise _damaged(path, f"{MARKER} says {size!r} where batches of a step are counted")
+        raise damaged(where, f"{MARKER} says {size!r} where batches of a step are counted")
     for name in marker.files:
         if name in ("", ".", "..", MARKER) or "/" in name:
-            raise _damaged(path, f"{MARKER} cannot be read (it names {name!r}, which cannot be a file of it)")
-    return marker
+            raise damaged(where, f"{MARKER} cannot be read (it names {name!r}, which cannot be a file of it)")
+    fields = {name: getattr(marker, name) for name in marker.__struct_fields__ if name != "checksum"}
+    return Checkpoint(**fields)
 
 
-def write_marker(checkpoint: Checkpoint) -> None:
-    """Makes a folder that holds all other files of a checkpoint into one."""
-    marker = _Marker(
-        format=_FORMAT,
-        consumed_samples=checkpoint.consumed_samples,
-        progress=checkpoint.progress,
-        identity=checkpoint.identity,
-        loader=checkpoint.loader,
-        scale=checkpoint.scale,
-        files={file.name: _sum_of(file) for file in sorted(checkpoint.path.iterdir())},
-    )
-    _write(checkpoint.path, marker)
-
-
-def mark_evaluated(path: Path) -> None:
-    """Notes in a checkpoint that the evaluation it was waiting for is done. Raises StoreError."""
-    marker = _read_marker(path)
-    marker.progress.evaluated = True
-    _write(path, marker)
-
-
-def _write(path: Path, marker: _Marker) -> None:
-    fields = msgspec.to_builtins(marker)
-    if marker.scale is None:
-        del fields["scale"]  # versions that know of none read the others' checkpoints, too
+def marker_of(checkpoint: Checkpoint) -> bytes:
+    """The checkpoint.json of a checkpoint."""
+    names = [name for name in _Marker.__struct_fields__ if name != "checksum"]
+    fields = msgspec.to_builtins(_Marker(**{name: getattr(checkpoint, name) for name in names}))
+    for name in ("checksum", *(name for name in _OPTIONAL if fields[name] is None)):
+        del fields[name]  # versions that know of none read the others' checkpoints, too
     fields["checksum"] = _checksum(fields)
-    write_file(path / MARKER, json.dumps(fields, ensure_ascii=False).encode())
+    return json.dumps(fields, ensure_ascii=False).encode()
+
+
+def damaged(where: str, what: str) -> StoreError:
+    """An error about a checkpoint that is not as it was written."""
+    return StoreError(f"is damaged: {what}", url=where, fix=FIX)
 
 
 def _checksum(fields: dict[str, Any]) -> str:
     """sha256 (hex) of all fields but the checksum, in canonical form."""
     rest = {name: value for name, value in fields.items() if name != "checksum"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _damaged(path: Path, what: str) -> StoreError:
-    return StoreError(f"is damaged: {what}", url=str(path), fix=_FIX)
-
-
-def _sum_of(file: Path) -> _Sum:
-    if not file.is_file():
-        raise OSError(f"{file.name} is no file" if file.exists() else "no such file")
-    size = crc = 0
-    with open(file, "rb") as stream:
-        while block := stream.read(1 << 20):
-            size += len(block)
-            crc = zlib.crc32(block, crc)
-    return _Sum(size, crc)

@@ -1,6 +1,7 @@
 """A run: where it starts, its parts, and what it counts, records, saves and shows.
 
 start       the checkpoint to begin at, or none
+settings    config.yaml
 opening     folder, data and model, put where the run was left
 running     the run under way
 """

@@ -6,21 +6,21 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import yaml
 
 from shardpipe import ShardLoader
-from shardpipe.errors import ConfigError, StoreError
-from shardpipe.store import write_file, writing
-from shardpipe.train.checkpoints import Checkpoint, Checkpoints, Progress, restore
+from shardpipe.errors import ConfigError, ResumeMismatch, StoreError
+from shardpipe.store import writing
+from shardpipe.train.checkpoints import Checkpoint, Checkpoints, Keep, Progress, Saver, restore
 from shardpipe.train.config import TrainConfig
 from shardpipe.train.engines import World
 from shardpipe.train.logs import Display, JsonLines, Recorder, cut_back
 from shardpipe.train.run.running import Run
+from shardpipe.train.run.settings import write_settings
 from shardpipe.train.run.start import Start, find_start
 from shardpipe.train.schedule import Schedule
 from shardpipe.train.steps import batches_per_step
@@ -42,7 +42,7 @@ def open_run(config: TrainConfig, world: World, display: Display) -> Iterator[Ru
 
 def _opened(config: TrainConfig, world: World, display: Display, stack: ExitStack) -> Run:
     folder = Path(config.out)
-    checkpoints = Checkpoints(folder / "checkpoints", keep=config.keep)
+    checkpoints = Checkpoints(config.checkpoints or str(folder / "checkpoints"), keep=Keep.of(config))
     start = world.from_main(lambda: find_start(config, checkpoints, display.say))
     size = batches_per_step(config, world.size, kept=start.batches_per_step, by_ranks=start.steps_by_ranks)
     loader = _loader(
@@ -60,14 +60,12 @@ def _opened(config: TrainConfig, world: World, display: Display, stack: ExitStac
     if valid is not None and valid.sample_rate != loader.sample_rate:
         rule = f"it has {valid.sample_rate} Hz and the training data {loader.sample_rate} Hz"
         raise ConfigError("valid", config.valid, rule, fix="Give --sample-rate.")
-    if start.checkpoint is not None and start.resumes:
-        loader.load_state_dict(start.checkpoint.loader | ({"batches_per_step": size} if start.batches_per_step else {}))
     world.from_main(lambda: _check_texts(config, loader))
     tokenizer = world.from_main(lambda: _tokenizer(config, start, loader))
     learner = Learner(config, world, tokenizer, loader.sample_rate)
     progress = Progress()
     if start.checkpoint is not None:
-        learner.identity.check(start.checkpoint.identity, start.checkpoint.path)
+        _take_place(start, start.checkpoint, loader, learner, size)
         restore(start.checkpoint, learner.model, learner.optimizer, world)
         if start.samples:
             progress = msgspec.structs.replace(start.checkpoint.progress, evaluated=start.evaluated or valid is None)
@@ -76,6 +74,8 @@ def _opened(config: TrainConfig, world: World, display: Display, stack: ExitStac
     if size is not None:  # as it is for the run, on any number of processes
         config = replace(config, batches_per_step=size, accumulate=None)
     world.from_main(lambda: _prepare_folder(config, start, checkpoints, tokenizer, display))
+    saver = Saver(checkpoints, world, display.say)
+    stack.callback(saver.close)
     recorder = keys = None
     if world.is_main:
         recorder = Recorder(folder, consumed_samples=start.samples)
@@ -91,7 +91,7 @@ def _opened(config: TrainConfig, world: World, display: Display, stack: ExitStac
         valid=valid,
         learner=learner,
         schedule=_schedule(config, loader),
-        checkpoints=checkpoints,
+        saver=saver,
         progress=progress,
         recorder=recorder,
         keys=keys,
@@ -100,6 +100,25 @@ def _opened(config: TrainConfig, world: World, display: Display, stack: ExitStac
     )
     run.announce(resumes=start.resumes)
     return run
+
+
+def _take_place(start: Start, checkpoint: Checkpoint, loader: ShardLoader, learner: Learner, size: int | None) -> None:
+    """Puts the loader where a checkpoint was saved, if the run goes on from it.
+
+    Raises ResumeMismatch, with all that differs, if it is of other data or another model.
+    """
+    differ = []
+    try:
+        if start.resumes:
+            loader.load_state_dict(checkpoint.loader | ({"batches_per_step": size} if start.batches_per_step else {}))
+    except ResumeMismatch as error:
+        differ.append(error)
+    try:
+        learner.identity.check(checkpoint.identity, checkpoint.where)
+    except ResumeMismatch as error:
+        differ.append(error)
+    if differ:
+        raise ResumeMismatch.of_all(differ)
 
 
 @contextmanager
@@ -174,7 +193,7 @@ def _tokenizer_of(checkpoint: Checkpoint) -> CharTokenizer:
         return CharTokenizer(checkpoint.identity.units)
     except ValueError as error:
         fix = "Choose another checkpoint."
-        raise StoreError(f"is damaged: {error}", url=str(checkpoint.path), fix=fix) from error
+        raise StoreError(f"is damaged: {error}", url=checkpoint.where, fix=fix) from error
 
 
 def _prepare_folder(
@@ -183,12 +202,12 @@ def _prepare_folder(
     """Makes the run's folder that of a run which has just come to `start`."""
     folder = Path(config.out)
     with writing(folder):
-        later = checkpoints.set_aside(after=start.samples) if start.goes_back else []
+        later, aside = checkpoints.set_aside(after=start.samples) if start.goes_back else ([], "")
     if later:
-        display.say(f"put aside the later checkpoints {', '.join(map(str, later))}, in {checkpoints.folder / '.aside'}")
+        display.say(f"put aside the later checkpoints {', '.join(map(str, later))}, in {aside}")
     for file in (folder / "metrics.jsonl", *folder.glob("keys-rank*.jsonl")):
         dropped = cut_back(file, start.samples, evaluated=start.evaluated)
         if dropped:
             display.say(f"{file.name}: dropped {dropped} lines beyond sample {start.samples}")
     tokenizer.save(folder / "units.txt")
-    write_file(folder / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True).encode())
+    write_settings(config)

@@ -10,8 +10,9 @@ from typing import Any
 import msgspec
 
 from shardpipe import Batch, ShardLoader
-from shardpipe.train.checkpoints import Checkpoints, Progress
-from shardpipe.train.config import TrainConfig
+from shardpipe.errors import StoreError
+from shardpipe.train.checkpoints import Checkpoint, Progress, Saver
+from shardpipe.train.config import FIGURES, TrainConfig
 from shardpipe.train.engines import World
 from shardpipe.train.evaluation import evaluate
 from shardpipe.train.logs import Display, JsonLines, Recorder
@@ -35,7 +36,7 @@ class Run:
     valid: ShardLoader | None
     learner: Learner
     schedule: Schedule
-    checkpoints: Checkpoints
+    saver: Saver
     progress: Progress
     recorder: Recorder | None
     keys: JsonLines | None
@@ -49,6 +50,7 @@ class Run:
         """Utterances of this process and step that taught nothing."""
         self._given: list[dict[str, Any]] = []
         self._shown = self._skips_seen = self._excluded_seen = 0
+        self._held: dict[int, float] = {}
         self._started_at = self._saved_at = self.loader.consumed_samples
         self._started_time = self._saved_time = time.monotonic()
 
@@ -161,8 +163,11 @@ class Run:
         """Whether the step under way, begun at count `before`, is to be followed by a checkpoint.
 
         In samples or steps that is a matter of the count alone: each multiple of the interval, whenever the run was
-        stopped. In time it is the main process's clock that decides.
+        stopped. In time it is the main process's clock that decides. And one that could not be written is due again.
         """
+        self._note_written()
+        if self.saver.has_failed:
+            return True
         interval = self.config.save_interval
         if interval.unit == "seconds":
             return self.world.is_main and time.monotonic() - self._saved_time >= interval.count
@@ -172,7 +177,11 @@ class Run:
         return now // interval.count > done // interval.count
 
     def save(self) -> None:
-        """A checkpoint of this moment, unless the run has started or was last saved here."""
+        """Begins a checkpoint of this moment, unless the run has started or was last saved here.
+
+        If the last one could not be written, for a reason that may pass, that is said and recorded. Raises StoreError
+        for what does not pass.
+        """
         count = self.loader.consumed_samples
         if count == self._saved_at:
             return
@@ -180,18 +189,35 @@ class Run:
         for log in (self.recorder, self.keys):
             if log is not None:
                 log.flush()
-        self.checkpoints.save(
-            self.world,
-            self.learner.model,
-            self.learner.optimizer,
+        try:
+            self.saver.wait()
+        except StoreError as error:
+            if not error.transient:
+                raise
+            self.record("checkpoint_failed", count, reason=str(error))
+            self.display.say(f"sample {count}  the last checkpoint was not written, and another one is begun: {error}")
+        checkpoint = Checkpoint(
             consumed_samples=count,
-            progress=self.progress,
+            progress=msgspec.structs.replace(self.progress),
             identity=self.learner.identity,
             loader=self.loader.state_dict(),
             scale=self.learner.engine.precision.scale,
+            epoch=self.loader.epoch,
+            sub_epoch=self.loader.sub_epoch,
         )
+        self.saver.save(self.learner.model, self.learner.optimizer, checkpoint)
         self._saved_at, self._saved_time = count, time.monotonic()
-        self.record("checkpoint", count, seconds=time.monotonic() - began)
+        self._held[count] = time.monotonic() - began
+
+    def _wait_saved(self) -> None:
+        """Returns when the last checkpoint is complete. Raises StoreError if it cannot be written."""
+        self.saver.wait()
+        self._note_written()
+
+    def _note_written(self) -> None:
+        for written in self.saver.written():
+            count = written.consumed_samples
+            self.record("checkpoint", count, seconds=self._held.pop(count), writing=written.seconds)
 
     def evaluate(self) -> None:
         """Loss and error rates on the validation data: recorded, shown, and noted in the checkpoint of this moment."""
@@ -204,10 +230,14 @@ class Run:
         self.display.say(f"sample {count}  {text}" + (f"  {aside}" if aside else ""))
         self.progress.evaluated = True
         if self.world.is_main:
-            self.checkpoints.mark_evaluated(count)
+            figures = {name: result[name] for name in FIGURES}
+            self.saver.mark_evaluated(count, {k: v if math.isfinite(v) else None for k, v in figures.items()})
 
     def finish(self) -> None:
-        """Says and records that all epochs are done, and what of them taught nothing."""
+        """Says and records that all epochs are done, and what of them taught nothing. Raises StoreError if the last
+        checkpoint cannot be written.
+        """
+        self._wait_saved()
         counts = msgspec.structs.asdict(self.progress)
         del counts["evaluated"], counts["skipped_in_a_row"]
         self.record("end", self.loader.consumed_samples, **counts)
@@ -218,9 +248,10 @@ class Run:
         )
 
     def tell_how_to_go_on(self) -> None:
-        """Says what a stopped run needs."""
+        """Says what a stopped run needs. Raises StoreError if the last checkpoint cannot be written."""
+        self._wait_saved()
         self.record("stop", self.loader.consumed_samples)
         self.display.say(
-            f"stopped at sample {self.loader.consumed_samples} of {self.total}, saved in {self.checkpoints.folder}; "
+            f"stopped at sample {self.loader.consumed_samples} of {self.total}, saved in {self.saver.url}; "
             "the same command goes on from there"
         )

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shardpipe.errors import ConfigError, StoreError
-from shardpipe.train.checkpoints import Checkpoint, Checkpoints, read_checkpoint
+from shardpipe.train.checkpoints import Checkpoint, Checkpoints, found_at, read_checkpoint
 from shardpipe.train.config import TrainConfig
+from shardpipe.train.run.settings import last_settings
 
 __all__ = ["Start", "find_start"]
 
@@ -46,8 +47,11 @@ def find_start(config: TrainConfig, checkpoints: Checkpoints, say: Callable[[str
 
     The run's newest checkpoint comes before `init_from`, so that a command can be repeated until the run is done.
     Changes nothing.
-    Raises StoreError if what is asked for is not there, ConfigError if `resume` is never and the folder is used.
+    Raises StoreError if what is asked for is not there, ConfigError if `resume` is never and the folder is used, or if
+    the run has its checkpoints elsewhere.
     """
+    if config.resume == "auto":
+        _check_place(config)
     out, counts, wanted = Path(config.out), checkpoints.counts(), config.resume_samples
     if config.resume == "never":
         if counts or (out / "metrics.jsonl").exists():
@@ -55,9 +59,9 @@ def find_start(config: TrainConfig, checkpoints: Checkpoints, say: Callable[[str
             raise ConfigError("resume", "never", rule, fix="Choose another --out, or go on with --resume auto.")
         return _fresh(config, counts)
     if config.resume != "auto":
-        return _back_to(_named(Path(config.resume), say))
+        return _back_to(found_at(config.resume, say))
     if wanted is not None and wanted in counts:
-        return _back_to(read_checkpoint(checkpoints.path(wanted)))
+        return _back_to(checkpoints.read(wanted))
     if wanted is not None and config.init_from is None:
         return replace(_fresh(config, counts), goes_back=True)
     newest = checkpoints.newest(say)
@@ -65,32 +69,32 @@ def find_start(config: TrainConfig, checkpoints: Checkpoints, say: Callable[[str
         return Start(samples=newest.consumed_samples, checkpoint=newest, resumes=True)
     if counts:
         fix = "Remove them to start anew, or name another with --resume PATH."
-        raise StoreError("none of the checkpoints is whole", url=str(checkpoints.folder), fix=fix)
+        raise StoreError("none of the checkpoints is whole", url=checkpoints.url, fix=fix)
     return _fresh(config, counts)
+
+
+def _check_place(config: TrainConfig) -> None:
+    """Raises ConfigError where the run has had its checkpoints elsewhere: it would go on from others, or none."""
+    before, now = (last_settings(config.out) or {}).get("checkpoints", config.checkpoints), config.checkpoints
+    if before != now:
+        at = before or str(Path(config.out) / "checkpoints")
+        fix = f"Give that one, or go on from there in the new place by --resume {at}."
+        raise ConfigError("checkpoints", now, f"the run has had its own in {at}", fix=fix)
 
 
 def _fresh(config: TrainConfig, counts: list[int]) -> Start:
     samples = config.resume_samples or 0
     if config.init_from is not None:
-        return Start(samples=samples, checkpoint=read_checkpoint(Path(config.init_from)))
+        return Start(samples=samples, checkpoint=read_checkpoint(config.init_from))
     if samples:
         found = f"there are checkpoints at {', '.join(map(str, counts))}" if counts else "there is no checkpoint"
         fix = "Choose one of these, or give the model and the optimizer with --init-from." if counts else ""
         raise StoreError(
             f"no checkpoint at sample {samples}; {found}",
-            url=str(Path(config.out) / "checkpoints"),
+            url=config.checkpoints or str(Path(config.out) / "checkpoints"),
             fix=fix or "Give the model and the optimizer with --init-from.",
         )
     return Start()
-
-
-def _named(path: Path, say: Callable[[str], None]) -> Checkpoint:
-    """A checkpoint by its own path, or the newest one of the run in that folder."""
-    if (path / "checkpoints").is_dir():
-        newest = Checkpoints(path / "checkpoints", keep=1).newest(say)
-        if newest is not None:
-            return newest
-    return read_checkpoint(path)
 
 
 def _back_to(checkpoint: Checkpoint) -> Start:

@@ -57,7 +57,7 @@ def test_fsdp_of_two_trains_as_ddp_of_two(flags: list[str], alone: Path, tmp_pat
         finish(tmp_path / engine, [*flags, "--engine", engine], processes=2)
         assert losses(tmp_path / engine, "step", "valid") == pytest.approx(losses(alone, "step", "valid"), rel=1e-5)
     files = markers(tmp_path / "fsdp")[f"{2 * SAMPLES:012d}"]["files"]
-    assert files.keys() == {".metadata", "__0_0.distcp", "__1_0.distcp"}
+    assert files.keys() == {"rank0-0.safetensors", "rank1-0.safetensors", "tensors.json"}
 
 
 def test_a_run_changes_engine_and_world(flags: list[str], alone: Path, tmp_path: Path) -> None:

@@ -115,16 +115,16 @@ def test_a_torn_newest_checkpoint_is_passed_over_with_a_line(
     run: Path, done: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     newest = run / "checkpoints" / "000000000040"
-    torn = newest / "__0_0.distcp"
+    torn = newest / "rank0-0.safetensors"
     torn.write_bytes(torn.read_bytes()[:-1])
-    flipped = run / "checkpoints" / "000000000032" / "__0_0.distcp"
+    flipped = run / "checkpoints" / "000000000032" / "rank0-0.safetensors"
     content = bytearray(flipped.read_bytes())
     content[len(content) // 2] ^= 1
     flipped.write_bytes(content)
     assert again(data, run) == 0
     said = capsys.readouterr().err
     assert "passed over" in said
-    assert "__0_0.distcp has 6" in said
+    assert "rank0-0.safetensors has 5" in said
     assert "going on at sample 24 of 40" in said
     assert outcome(run) == outcome(done)
     assert markers(run) == markers(done)
@@ -134,9 +134,9 @@ def test_a_torn_newest_checkpoint_is_passed_over_with_a_line(
         (newest / "checkpoint.json").write_text(broken)
         assert again(data, run, "--resume", str(newest)) == 1
         assert "checkpoint.json cannot be read" in capsys.readouterr().err
-    (newest / "checkpoint.json").write_text('{"format": 2}')
+    (newest / "checkpoint.json").write_text('{"format": 3}')
     assert again(data, run, "--resume", str(newest)) == 1
-    assert "has format 2, this version reads 1" in capsys.readouterr().err
+    assert "has format 3, this version reads 1 and 2" in capsys.readouterr().err
     for folder in (run / "checkpoints").iterdir():
         (folder / "checkpoint.json").write_text("")
     assert again(data, run) == 1
@@ -399,7 +399,10 @@ def test_settings_come_from_a_file_and_flags_override_it(data: Path, tmp_path: P
         (["--data", "DATA", "--out", "OUT", "--cache-bytes", "2GB"], 2, "it needs a cache_dir"),
         (["--data", "DATA", "--out", "OUT", "--batch-seconds", "0.2"], 2, "utt000"),
         (["--data", "DATA", "--out", "s3://bucket/run"], 2, "out is 's3://...', but it must be a path of this machine"),
-        (["--data", "DATA", "--out", "OUT", "--init-from", "s3://bucket/x"], 2, "init_from is 's3://...', but"),
+        (["--data", "DATA", "--out", "OUT", "--init-from", "s3://me:word@bucket/x"], 2, "'s3://bucket/x', but it came"),
+        (["--data", "DATA", "--out", "OUT", "--keep-best", "2"], 2, "which are the best is not known. Give --valid"),
+        (["--data", "DATA", "--out", "OUT", "--keep-every", "10min"], 2, "it must be like 5000samples or 200steps"),
+        (["--data", "DATA", "--out", "OUT", "--keep-every", "0samples"], 2, "it must be more than nothing"),
         (["--data", "DATA", "--out", "OUT", "--init-from", "nowhere"], 1, "is no complete checkpoint"),
     ],
 )
@@ -434,7 +437,8 @@ def test_the_flags_are_these_and_each_is_explained(capsys: pytest.CaptureFixture
         *("max_seconds", "channels", "sample_rate", "sub_epochs", "window", "lanes", "seed", "learning_rate", "warmup"),
         *("schedule", "weight_decay", "batches_per_step", "accumulate", "clip", "spec_augment", "engine", "precision"),
         *("activation_checkpointing", "compile", "deterministic", "device", "threads"),
-        *("cache_dir", "cache_bytes", "on_error", "save_every", "keep", "resume", "resume_samples", "init_from"),
+        *("cache_dir", "cache_bytes", "on_error", "save_every", "checkpoints", "keep", "keep_every"),
+        *("keep_best", "best_by", "resume", "resume_samples", "init_from"),
         *("log_keys", "schemes", "servers", "local", "token_file", "tls_ca", "digests"),
     ]
     for field in fields(TrainConfig):

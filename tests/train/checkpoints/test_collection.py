@@ -8,31 +8,36 @@ from typing import Any
 import pytest
 import torch
 
-from shardpipe.train.checkpoints import Checkpoints, Identity, Progress, read_checkpoint
+from shardpipe.train.checkpoints import Checkpoint, Checkpoints, Identity, Keep, Progress, Saver, read_checkpoint
 from shardpipe.train.engines import World
 
 
 def save(folder: Path, *counts: int, keep: int = 9, checkpoints: Checkpoints | None = None) -> None:
     model = torch.nn.Linear(2, 2)
     for count in counts:
-        (checkpoints or Checkpoints(folder, keep=keep)).save(
+        saver = Saver(
+            checkpoints or Checkpoints(str(folder), keep=Keep(newest=keep)),
             World(rank=0, size=1, device=torch.device("cpu")),
-            model,
-            torch.optim.AdamW(model.parameters()),
+            pytest.fail,
+        )
+        checkpoint = Checkpoint(
             consumed_samples=count,
             progress=Progress(),
             identity=Identity(model="tiny", units=("<blank>", "<unk>"), sample_rate=16000),
             loader={"consumed_samples": count},
         )
+        saver.save(model, torch.optim.AdamW(model.parameters()), checkpoint)
+        saver.wait()
+        saver.close()
 
 
 def counts(folder: Path) -> list[int]:
-    return Checkpoints(folder, keep=1).counts()
+    return Checkpoints(str(folder), keep=Keep()).counts()
 
 
 def tear(folder: Path, count: int, how: str) -> None:
-    path = Checkpoints(folder, keep=1).path(count)
-    tensors, marker = path / "__0_0.distcp", path / "checkpoint.json"
+    path = folder / f"{count:012d}"
+    tensors, marker = path / "rank0-0.safetensors", path / "checkpoint.json"
     if how == "cut":
         tensors.write_bytes(tensors.read_bytes()[:-1])
     elif how == "missing":
@@ -59,7 +64,7 @@ def test_a_damaged_later_one_costs_no_whole_one(tmp_path: Path, how: str) -> Non
     tear(tmp_path, 16, how)
     save(tmp_path, 14, keep=1)
     assert counts(tmp_path) == [14, 16]
-    assert read_checkpoint(tmp_path / f"{14:012d}").consumed_samples == 14
+    assert read_checkpoint(f"{tmp_path}/{14:012d}").consumed_samples == 14
     save(tmp_path, 16, 20, keep=1)
     assert counts(tmp_path) == [20]
 
@@ -69,7 +74,7 @@ def test_one_that_was_passed_over_does_not_count(tmp_path: Path) -> None:
     save(tmp_path, 4, 8, 12, 16)
     tear(tmp_path, 16, "flipped")
     tear(tmp_path, 12, "flipped")
-    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints = Checkpoints(str(tmp_path), keep=Keep(newest=2))
     said: list[Any] = []
     newest = checkpoints.newest(said.append)
     assert newest is not None

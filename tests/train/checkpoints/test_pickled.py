@@ -1,4 +1,4 @@
-"""Checkpoints that somebody else has made: nothing in them runs, and nothing in them leads elsewhere."""
+"""Checkpoints of format 1 that somebody else has made: nothing in them runs, and nothing in them leads elsewhere."""
 
 from __future__ import annotations
 
@@ -63,15 +63,15 @@ def planted_metadata(checkpoint: Path, change: Callable[[dcp.Metadata], None]) -
     plant(checkpoint, {".metadata": pickle.dumps(metadata)})
 
 
-def planted_bytes(checkpoint: Path, value: Any) -> None:
-    """Puts a value in the place of everything in the checkpoint that is no tensor."""
+def planted_value(checkpoint: Path, value: Any, *, for_tensors: bool) -> None:
+    """Puts a value in the place of all tensors of the checkpoint, or of all else in it."""
     stream = io.BytesIO()
     torch.save(value, stream)
     tensors = (checkpoint / "__0_0.distcp").read_bytes()
 
     def change(metadata: dcp.Metadata) -> None:
         for index, info in metadata.storage_data.items():
-            if isinstance(metadata.state_dict_metadata[index.fqn], dcp.BytesStorageMetadata):
+            if isinstance(metadata.state_dict_metadata[index.fqn], dcp.TensorStorageMetadata) == for_tensors:
                 info.offset, info.length = len(tensors), stream.tell()
 
     planted_metadata(checkpoint, change)
@@ -86,7 +86,7 @@ def resumed(checkpoint: Path, capsys: pytest.CaptureFixture[str], *more: str) ->
 
 
 @pytest.mark.parametrize("where", ["resume", "init-from"])
-@pytest.mark.parametrize("place", ["metadata", "bytes"])
+@pytest.mark.parametrize("place", ["metadata", "tensors"])
 def test_nothing_in_a_checkpoint_runs(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str, where: str
 ) -> None:
@@ -94,13 +94,23 @@ def test_nothing_in_a_checkpoint_runs(
     if place == "metadata":
         plant(checkpoint, {".metadata": pickle.dumps(Runs(mark))})
     else:
-        planted_bytes(checkpoint, Runs(mark))
+        planted_value(checkpoint, Runs(mark), for_tensors=True)
     more = [] if where == "resume" else ["--out", str(tmp_path / "other"), "--init-from", str(checkpoint)]
     code, said = resumed(checkpoint, capsys, *more)
     assert not mark.exists()
     assert code == 1
     assert f"{checkpoint}: is damaged" in said
     assert "Choose another checkpoint" in said
+
+
+def test_what_is_no_tensor_is_not_even_read(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planted_value(checkpoint, Runs(tmp_path / "mark"), for_tensors=False)
+    code, said = resumed(checkpoint, capsys, "--epochs", "1")
+    assert code == 0, said
+    assert "going on at sample 12" in said
+    assert not (tmp_path / "mark").exists()
 
 
 @pytest.mark.parametrize(

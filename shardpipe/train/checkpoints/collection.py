@@ -1,0 +1,120 @@
+"""The checkpoints of a run: which there are, which is the newest, which are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import msgspec
+
+from shardpipe.errors import StoreError
+from shardpipe.train.checkpoints.keeping import Keep, kept
+from shardpipe.train.checkpoints.marker import Checkpoint, marker_of
+from shardpipe.train.checkpoints.reading import looks_whole, peek, read_checkpoint, verify
+from shardpipe.train.checkpoints.storage import storage_at
+
+__all__ = ["Checkpoints", "found_at"]
+
+_DIGITS = 12
+
+
+class Checkpoints:
+    """The checkpoints of one run, in a folder or at a URL, by their counts of consumed samples."""
+
+    def __init__(self, place: str, *, keep: Keep) -> None:
+        self.storage = storage_at(place)
+        self.keep = keep
+        self._damaged: set[int] = set()
+
+    @property
+    def url(self) -> str:
+        """For messages."""
+        return self.storage.url
+
+    def name(self, consumed_samples: int) -> str:
+        """Of its folder."""
+        return f"{consumed_samples:0{_DIGITS}d}"
+
+    def counts(self) -> list[int]:
+        """The counts of consumed samples at which there is a complete checkpoint, ascending."""
+        return sorted(int(name) for name in self.storage.names() if name.isdecimal())
+
+    def peek(self, consumed_samples: int) -> Checkpoint:
+        """What the one there says; its files are not looked at. Raises StoreError."""
+        return peek(self.storage.open(self.name(consumed_samples)))
+
+    def read(self, consumed_samples: int) -> Checkpoint:
+        """The one there, if it is as it was written. Raises StoreError."""
+        try:
+            return verify(self.peek(consumed_samples))
+        except StoreError as error:
+            if not error.transient:
+                self._damaged.add(consumed_samples)
+            raise
+
+    def newest(self, say: Callable[[str], None]) -> Checkpoint | None:
+        """The newest one that is as it was written; those passed over are reported to `say`. Raises StoreError where
+        that cannot be told.
+        """
+        for count in reversed(self.counts()):
+            try:
+                return self.read(count)
+            except StoreError as error:
+                if error.transient:
+                    raise
+                say(f"passed over {error.where}: it {error.what}")
+        return None
+
+    def whole(self) -> dict[int, Checkpoint]:
+        """Those that seem to be whole, ascending by their counts."""
+        found = {}
+        for count in self.counts():
+            try:
+                checkpoint = self.peek(count)
+            except StoreError as error:
+                if error.transient:
+                    raise
+                continue
+            if count not in self._damaged and looks_whole(checkpoint):
+                found[count] = checkpoint
+        return found
+
+    def written(self, consumed_samples: int) -> None:
+        """Takes note that the one there has just been written."""
+        self._damaged.discard(consumed_samples)
+
+    def mark_evaluated(self, consumed_samples: int, valid: Mapping[str, float | None]) -> None:
+        """Notes in the one there that the evaluation it was waiting for is done, and what came of it."""
+        found = self.peek(consumed_samples)
+        progress = msgspec.structs.replace(found.progress, evaluated=True)
+        marked = replace(found, progress=progress, valid=valid if found.format > 1 else None)
+        self.storage.mark(self.name(consumed_samples), marker_of(marked))
+
+    def set_aside(self, *, after: int) -> tuple[list[int], str]:
+        """Moves the checkpoints beyond a count out of the way; their counts, and where they are."""
+        beyond = [count for count in self.counts() if count > after]
+        where = [self.storage.set_aside(self.name(count)) for count in beyond]
+        return beyond, where[0] if where else ""
+
+    def prune(self, saved: int) -> None:
+        """Deletes what need not be kept: what is older than the one just saved and than the newest that are whole, and
+        is kept for no other reason.
+        """
+        whole = self.whole()
+        oldest = min(saved, *list(whole)[-self.keep.newest :])
+        reasons = kept(whole, self.keep)
+        for count in self.counts():
+            if count < oldest and count not in reasons:
+                self.storage.remove(self.name(count))
+
+
+def found_at(place: str, say: Callable[[str], None]) -> Checkpoint:
+    """The checkpoint at a path or a URL, or the newest one of the run, or of the checkpoints, that lie there.
+
+    Raises StoreError.
+    """
+    for folder in (f"{place.rstrip('/')}/checkpoints", place):
+        newest = Checkpoints(folder, keep=Keep()).newest(say)
+        if newest is not None:
+            return newest
+    return read_checkpoint(place)

@@ -1,0 +1,92 @@
+"""A checkpoint that is there: what it says, and whether its files are as they were written."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from shardpipe.errors import StoreError
+from shardpipe.store import Store, close, open_store
+from shardpipe.train.checkpoints.marker import FIX, MARKER, Checkpoint, Sum, damaged, parse_marker
+
+__all__ = ["looks_whole", "peek", "read_checkpoint", "read_file", "verify"]
+
+_BLOCK = 16 << 20  # bytes
+
+
+def peek(store: Store) -> Checkpoint:
+    """What the checkpoint there says; its files are not looked at. Raises StoreError if it is none."""
+    try:
+        data = store.read(MARKER)
+    except StoreError as error:
+        if error.transient:
+            raise
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise StoreError("is no complete checkpoint", url=store.url, fix=FIX) from error
+        raise damaged(store.url, f"{MARKER} cannot be read ({error.what})") from error
+    return replace(parse_marker(data, store.url), store=store)
+
+
+def verify(checkpoint: Checkpoint) -> Checkpoint:
+    """The same, if every file of it has the size and the checksum that were written. Raises StoreError."""
+    store = checkpoint.store
+    assert store is not None
+    try:
+        for name, written in checkpoint.files.items():
+            size = crc = 0
+            with _as_damage(checkpoint, name):
+                for block in _blocks(store, name):
+                    size, crc = size + len(block), zlib.crc32(block, crc)
+            _check(checkpoint, name, Sum(size, crc), written)
+    finally:
+        close(store)
+    return checkpoint
+
+
+def read_checkpoint(place: str) -> Checkpoint:
+    """The checkpoint at a path or a URL, its files checked. Raises StoreError if it is none, or not as written."""
+    return verify(peek(open_store(place)))
+
+
+def read_file(checkpoint: Checkpoint, name: str) -> bytes:
+    """A file of a checkpoint, as it was written. Raises StoreError."""
+    assert checkpoint.store is not None
+    with _as_damage(checkpoint, name):
+        data = checkpoint.store.read(name)
+    _check(checkpoint, name, Sum.of(data), checkpoint.files[name])
+    return data
+
+
+def looks_whole(checkpoint: Checkpoint) -> bool:
+    """Whether its files are all there, of their size: what can be told of it without reading it all."""
+    assert checkpoint.store is not None
+    try:
+        return all(checkpoint.store.stat(name).size == written.size for name, written in checkpoint.files.items())
+    except StoreError:
+        return False
+
+
+def _blocks(store: Store, name: str) -> Iterator[bytes]:
+    size = store.stat(name).size
+    for offset in range(0, size, _BLOCK):
+        yield store.read(name, offset, min(_BLOCK, size - offset))
+
+
+def _check(checkpoint: Checkpoint, name: str, found: Sum, written: Sum) -> None:
+    if found != written:
+        what = f"{name} has {found.size} bytes and checksum {found.crc32:08x}"
+        what += f", not the {written.size} and {written.crc32:08x} that were written"
+        raise damaged(checkpoint.where, what)
+
+
+@contextmanager
+def _as_damage(checkpoint: Checkpoint, name: str) -> Iterator[None]:
+    """Around what reads a file: one that is not there or cannot be read is damage, a fault that may pass is none."""
+    try:
+        yield
+    except StoreError as error:
+        if error.transient:
+            raise
+        raise damaged(checkpoint.where, f"{name} cannot be read ({error.what})") from error

@@ -1,0 +1,77 @@
+"""Which checkpoints are kept, and why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shardpipe.train.checkpoints import Checkpoint, Identity, Keep, Progress, best_of, kept
+from shardpipe.train.schedule import Amount
+
+
+def at(count: int, loss: float | None = None, *, steps: int = 0, **figures: float | None) -> Checkpoint:
+    return Checkpoint(
+        consumed_samples=count,
+        progress=Progress(steps=steps),
+        identity=Identity(model="tiny", units=(), sample_rate=16000),
+        loader={"consumed_samples": count},
+        valid={"loss": loss, **figures} if loss is not None or figures else None,
+    )
+
+
+def among(*checkpoints: Checkpoint) -> dict[int, Checkpoint]:
+    return {checkpoint.consumed_samples: checkpoint for checkpoint in checkpoints}
+
+
+def test_the_newest() -> None:
+    assert kept(among(*map(at, (4, 8, 12))), Keep(newest=2)) == {8: ["newest"], 12: ["newest"]}
+    assert kept({}, Keep()) == {}
+
+
+def test_the_first_at_or_after_each_multiple() -> None:
+    found = among(*map(at, (4, 10, 14, 19, 31, 38)))
+    keep = Keep(newest=1, every=Amount(count=10, unit="samples"))
+    assert kept(found, keep) == {10: ["10 samples"], 31: ["30 samples"], 38: ["newest"]}
+    by_steps = among(at(4, steps=1), at(8, steps=2), at(12, steps=3), at(16, steps=4))
+    keep = Keep(newest=1, every=Amount(count=2, unit="steps"))
+    assert kept(by_steps, keep) == {8: ["2 steps"], 16: ["newest", "4 steps"]}
+
+
+def test_the_best() -> None:
+    found = among(at(4, 3.0, cer=0.5), at(8, 1.0, cer=None), at(12, 1.0, cer=0.2), at(16), at(20, 2.0, cer=0.1))
+    assert best_of(found, 3, "loss") == [8, 12, 20]
+    assert best_of(found, 9, "cer") == [20, 12, 4]
+    assert best_of(found, 1, "wer") == []
+    keep = Keep(newest=1, best=2, by="cer")
+    assert kept(found, keep) == {20: ["newest", "best cer"], 12: ["best cer, 2."]}
+
+
+@given(
+    counts=st.lists(st.integers(1, 300), min_size=1, unique=True).map(sorted),
+    every=st.none() | st.integers(1, 50),
+    newest=st.integers(1, 4),
+    best=st.integers(0, 3),
+    losses=st.randoms(use_true_random=False),
+)
+def test_what_was_let_go_would_not_be_kept_later(
+    counts: list[int], every: int | None, newest: int, best: int, losses: Any
+) -> None:
+    """Deleting after each save leaves what deleting once, at the end, would: a rule looks at what is there alone."""
+    keep = Keep(newest=newest, every=every and Amount(count=every, unit="samples"), best=best)
+    all_of_them = among(*(at(count, float(losses.randrange(5))) for count in counts))
+    there: dict[int, Checkpoint] = {}
+    for count in counts:
+        there[count] = all_of_them[count]
+        there = {kept_count: there[kept_count] for kept_count in sorted(kept(there, keep))}
+    assert kept(there, keep) == kept(all_of_them, keep)
+
+
+@pytest.mark.parametrize("newest", [1, 3])
+def test_one_that_is_evaluated_later_counts_from_then_on(newest: int) -> None:
+    before = among(at(4, 1.0), at(8))
+    assert 4 in kept(before, Keep(newest=newest, best=1))
+    after = among(at(4, 1.0), at(8, 0.5))
+    assert (4 in kept(after, Keep(newest=newest, best=1))) == (newest > 1)
