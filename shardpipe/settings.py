@@ -1,4 +1,4 @@
-"""What users set: numbers and sizes, or one ConfigError that says what they must be."""
+"""What users set: numbers and sizes, or one ConfigError that says what they must be; and sizes as they read them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from shardpipe.errors import ConfigError
 
-__all__ = ["byte_size", "check", "integer", "number", "optional"]
+__all__ = ["byte_size", "check", "integer", "number", "optional", "size_text"]
 
 _INTEGER_MAX = 2**63
 _Value = TypeVar("_Value")
@@ -61,3 +61,12 @@ def byte_size(name: str, text: str) -> int:
     size = int(Fraction(match[1]) * _UNITS.get(match[2].upper(), 0)) if match else 0
     check(name, text, size >= 1, "it must be a number of bytes with an optional unit, such as 512MiB or 2GB")
     return size
+
+
+def size_text(size: float) -> str:
+    """`1.5 GiB` for 1610612736."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"

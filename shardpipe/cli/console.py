@@ -1,4 +1,4 @@
-"""What the commands print: sizes and times for people, tables, progress."""
+"""What the commands print: times for people, tables, progress."""
 
 from __future__ import annotations
 
@@ -15,23 +15,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from shardpipe.errors import StoreError
+from shardpipe.settings import size_text
 
-__all__ = ["Report", "print_drawn", "print_json", "print_table", "progress", "size_text", "time_text"]
+__all__ = ["Report", "print_drawn", "print_json", "print_table", "progress", "time_text"]
 
 _SECONDS_BETWEEN_LINES = 10.0
 _WIDE = 200
 
 Report = Callable[[int, int, int], None]
 """Called with (done, of how many, bytes so far)."""
-
-
-def size_text(size: float) -> str:
-    """`1.5 GiB` for 1610612736."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
 
 
 def time_text(seconds: float) -> str:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shardpipe.cli.console import print_json, print_table, size_text, time_text
+from shardpipe.cli.console import print_json, print_table, time_text
 from shardpipe.cli.options import Json, Schemes
-from shardpipe.settings import check
+from shardpipe.settings import check, size_text
 from shardpipe.store import shown_url
 
 if TYPE_CHECKING:

@@ -7,9 +7,10 @@ from dataclasses import asdict
 
 import typer
 
-from shardpipe.cli.console import print_json, print_table, progress, size_text, time_text
+from shardpipe.cli.console import print_json, print_table, progress, time_text
 from shardpipe.cli.options import Data, Jobs, Json, Schemes
 from shardpipe.runtime import cores
+from shardpipe.settings import size_text
 from shardpipe.store import shown_url
 
 __all__ = ["info", "verify"]

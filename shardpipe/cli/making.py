@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from shardpipe.cli.console import print_json, print_table, progress, size_text, time_text
+from shardpipe.cli.console import print_json, print_table, progress, time_text
 from shardpipe.cli.options import Jobs, Json, OnError, Out, Overwrite, Relative, Staging
 from shardpipe.runtime import cores
-from shardpipe.settings import byte_size
+from shardpipe.settings import byte_size, size_text
 
 if TYPE_CHECKING:
     from shardpipe.pack import IndexReport, PackReport

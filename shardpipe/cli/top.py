@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from shardpipe.cli.console import print_drawn, print_json, size_text
+from shardpipe.cli.console import print_drawn, print_json
 from shardpipe.cli.options import Json
+from shardpipe.settings import size_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

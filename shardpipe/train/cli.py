@@ -13,17 +13,21 @@ import docstring_parser
 from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentParser  # type: ignore[attr-defined]
 
 from shardpipe.errors import ConfigError, ShardpipeError
-from shardpipe.train.config import TrainConfig
+from shardpipe.train.config import Figure, TrainConfig
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Trains as the command line says. Returns 0 when done or stopped on request, 1 for bad data, 2 for bad settings.
+    """Trains as the command line says, or does something with a run's checkpoints. Returns 0 when done or stopped on
+    request, 1 for bad data, 2 for bad settings.
 
     It runs alone, or as one of torchrun's processes, which find their place in RANK, WORLD_SIZE and LOCAL_RANK.
     """
-    settings = _parser().parse_args(arguments).as_dict()
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if given and given[0] in _TOOLS:
+        return _use_tool(given)
+    settings = _parser().parse_args(given).as_dict()
     del settings["config"]
     # Read by libraries as they start. Threads that spin while they wait take the time of those that decode audio.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -40,9 +44,67 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         run_job(config, rank=rank, local_rank=local_rank, world_size=world_size)
     except ShardpipeError as error:
-        print(f"shardpipe-train{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
+        return _failed(error, f" (rank {rank})" if rank else "")
     return 0
+
+
+def _failed(error: ShardpipeError, who: str = "") -> int:
+    print(f"shardpipe-train{who}: {error}", file=sys.stderr)
+    return 2 if isinstance(error, ConfigError) else 1
+
+
+def _use_tool(arguments: list[str]) -> int:
+    """`shardpipe-train checkpoints`, `export` or `average`."""
+    given = _TOOLS[arguments[0]]().parse_args(arguments[1:])
+    try:
+        _check_installed()
+        from shardpipe.train.tools import average, export, list_checkpoints
+
+        if arguments[0] == "checkpoints":
+            return 0 if list_checkpoints(given.run, print, verify=given.verify) else 1
+        if arguments[0] == "export":
+            path = export(given.run, given.output, at=given.at, best=given.best)
+        else:
+            path = average(given.run, given.output, best=given.best, newest=given.newest, by=given.by)
+    except ShardpipeError as error:
+        return _failed(error)
+    print(path)
+    return 0
+
+
+def _tool_parser(name: str, what: str) -> ArgumentParser:
+    parser = ArgumentParser(prog=f"shardpipe-train {name}", allow_abbrev=False, description=what)
+    parser.add_argument("run", type=str, help="The run's folder, or the folder or URL of its checkpoints.")
+    return parser
+
+
+def _checkpoints_parser() -> ArgumentParser:
+    what = "List a run's checkpoints: count, place, size, validation figures, why they are kept."
+    parser = _tool_parser("checkpoints", what)
+    parser.add_argument("--verify", action="store_true", help="Read all of them, and compare checksums.")
+    return parser
+
+
+def _export_parser() -> ArgumentParser:
+    what = "Write the model of a checkpoint, by default the newest, as safetensors; its settings and units beside."
+    parser = _tool_parser("export", what)
+    parser.add_argument("-o", "--output", type=str | None, help="The file; by default model.safetensors in the run.")
+    parser.add_argument("--at", type=int | None, help="The checkpoint at this count of samples.")
+    parser.add_argument("--best", type=Figure | None, help="The best one by this figure of its evaluation.")
+    return parser
+
+
+def _average_parser() -> ArgumentParser:
+    what = "Write the mean of the models of several checkpoints, as export does that of one."
+    parser = _tool_parser("average", what)
+    parser.add_argument("-o", "--output", type=str | None, help="The file; by default average.safetensors in the run.")
+    parser.add_argument("--best", type=int | None, help="So many of the best.")
+    parser.add_argument("--newest", type=int | None, help="So many of the newest.")
+    parser.add_argument("--by", type=Figure | None, help="The figure that is low in the best; by default the run's.")
+    return parser
+
+
+_TOOLS = {"average": _average_parser, "checkpoints": _checkpoints_parser, "export": _export_parser}
 
 
 def _check_installed() -> None:
@@ -61,7 +123,8 @@ def _check_installed() -> None:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="shardpipe-train",
-        usage="%(prog)s --data DIR --out RUN [--config FILE] [options]",
+        usage="%(prog)s --data DIR --out RUN [--config FILE] [options]\n"
+        "       %(prog)s checkpoints | export | average RUN [options]",
         allow_abbrev=False,
         description="Train a CTC Conformer on a packed dataset. Stop it anywhere: the same command goes on.",
     )

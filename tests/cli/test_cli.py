@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from shardpipe.cli import app
-from shardpipe.cli.console import progress, size_text, time_text
+from shardpipe.cli.console import progress, time_text
 from shardpipe.dataset import verifying
 from shardpipe.errors import ConfigError
 from shardpipe.pack import packing, tars
 from shardpipe.runtime import in_order as in_order_of_runtime
-from shardpipe.settings import byte_size
+from shardpipe.settings import byte_size, size_text
 from tests.speech import write_list
 
 SAMPLES = 20

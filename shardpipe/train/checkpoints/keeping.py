@@ -41,9 +41,11 @@ def kept(checkpoints: Mapping[int, Checkpoint], keep: Keep) -> dict[int, list[st
             done = checkpoints[count].progress.steps if keep.every.unit == "steps" else count
             if (multiple := int(done // keep.every.count)) > reached:
                 reached = multiple
-                reasons.setdefault(count, []).append(f"{multiple * int(keep.every.count)} {keep.every.unit}")
+                reasons.setdefault(count, []).append(
+                    f"first from {multiple * int(keep.every.count)} {keep.every.unit} on"
+                )
     for place, count in enumerate(best_of(checkpoints, keep.best, keep.by), 1):
-        reasons.setdefault(count, []).append(f"best {keep.by}" + (f", {place}." if place > 1 else ""))
+        reasons.setdefault(count, []).append(f"no. {place} by {keep.by}")
     return reasons
 
 

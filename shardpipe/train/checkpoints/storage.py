@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from shardpipe.errors import StoreError
+from shardpipe.settings import size_text
 from shardpipe.store import Store, Uploads, flush, is_url, open_store, write_file, writing
 from shardpipe.train.checkpoints.marker import MARKER
 
@@ -79,7 +80,7 @@ class _Folder:
                 staged.rmdir()
                 fix = "Make room, keep fewer of them (--keep), or have them elsewhere (--checkpoints)."
                 raise StoreError(
-                    f"a checkpoint takes {_mebibytes(size)}, and the disk has {_mebibytes(free)} left",
+                    f"a checkpoint takes {size_text(size)}, and the disk has {size_text(free)} left",
                     url=self.url,
                     fix=f"{fix} Then run the same command again: it goes on from the last one.",
                 )
@@ -180,7 +181,3 @@ class _Url:
 def storage_at(place: str) -> Storage:
     """What a path or a URL names; nothing is looked at. Raises ConfigError for a URL that holds credentials."""
     return _Url(place) if is_url(place) else _Folder(Path(place))
-
-
-def _mebibytes(size: int) -> str:
-    return f"{size / (1 << 20):,.1f} MiB"

@@ -7,5 +7,6 @@ running     the run under way
 """
 
 from shardpipe.train.run.opening import open_run
+from shardpipe.train.run.settings import checkpoints_of, last_settings
 
-__all__ = ["open_run"]
+__all__ = ["checkpoints_of", "last_settings", "open_run"]

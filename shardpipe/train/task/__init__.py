@@ -1,6 +1,7 @@
 """What is trained: characters as units, features, a Conformer, and its losses."""
 
 from shardpipe.train.task.learner import Learner, Result
+from shardpipe.train.task.model import SIZES
 from shardpipe.train.task.tokens import CharTokenizer
 
-__all__ = ["CharTokenizer", "Learner", "Result"]
+__all__ = ["SIZES", "CharTokenizer", "Learner", "Result"]

@@ -34,10 +34,10 @@ def test_the_newest() -> None:
 def test_the_first_at_or_after_each_multiple() -> None:
     found = among(*map(at, (4, 10, 14, 19, 31, 38)))
     keep = Keep(newest=1, every=Amount(count=10, unit="samples"))
-    assert kept(found, keep) == {10: ["10 samples"], 31: ["30 samples"], 38: ["newest"]}
+    assert kept(found, keep) == {10: ["first from 10 samples on"], 31: ["first from 30 samples on"], 38: ["newest"]}
     by_steps = among(at(4, steps=1), at(8, steps=2), at(12, steps=3), at(16, steps=4))
     keep = Keep(newest=1, every=Amount(count=2, unit="steps"))
-    assert kept(by_steps, keep) == {8: ["2 steps"], 16: ["newest", "4 steps"]}
+    assert kept(by_steps, keep) == {8: ["first from 2 steps on"], 16: ["newest", "first from 4 steps on"]}
 
 
 def test_the_best() -> None:
@@ -46,7 +46,7 @@ def test_the_best() -> None:
     assert best_of(found, 9, "cer") == [20, 12, 4]
     assert best_of(found, 1, "wer") == []
     keep = Keep(newest=1, best=2, by="cer")
-    assert kept(found, keep) == {20: ["newest", "best cer"], 12: ["best cer, 2."]}
+    assert kept(found, keep) == {20: ["newest", "no. 1 by cer"], 12: ["no. 2 by cer"]}
 
 
 @given(

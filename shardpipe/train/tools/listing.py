@@ -1,0 +1,75 @@
+"""Which checkpoints a run has, and what they say of themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from shardpipe.errors import StoreError
+from shardpipe.settings import size_text
+from shardpipe.train.checkpoints import Checkpoint, Checkpoints, kept
+from shardpipe.train.config import FIGURES
+from shardpipe.train.run import checkpoints_of
+
+__all__ = ["list_checkpoints"]
+
+_HEADS = ("samples", "epoch", "sub-epoch", "steps", "size", *FIGURES, "kept")
+
+
+def list_checkpoints(run: str, say: Callable[[str], None], *, verify: bool) -> bool:
+    """Says a line for each checkpoint of a run, ascending: count, the epoch and sub-epoch in which it goes on, steps,
+    size, figures of its evaluation, and why it is kept. Returns whether all of them are as they were written.
+
+    Sizes of files are looked at; with `verify` they are read, and their checksums compared. Raises StoreError where
+    there are none.
+    """
+    checkpoints = checkpoints_of(run)
+    counts = checkpoints.counts()
+    if not counts:
+        fix = "Name a run's folder, or the place of its checkpoints."
+        raise StoreError("there are no checkpoints", url=checkpoints.url, fix=fix)
+    faults = _faults(checkpoints, counts) if verify else {}
+    whole = checkpoints.whole()
+    reasons = kept(whole, checkpoints.keep)
+    rows: list[tuple[str, ...]] = [_HEADS]
+    for count in counts:
+        if count in whole:
+            rows.append((*_facts(whole[count]), ", ".join(reasons.get(count, ["until the next one is saved"]))))
+        else:
+            found = faults.get(count, "is damaged: files are missing, or have another size")
+            rows.append((f"{count:,}", *[""] * (len(_HEADS) - 2), found))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        say("  ".join([*(cell.rjust(width) for cell, width in zip(row[:-1], widths)), row[-1]]))
+    if verify and len(whole) == len(counts):
+        read = sum(checkpoint.size for checkpoint in whole.values())
+        say(f"all {len(counts)} are as they were written: {size_text(read)} read")
+    return len(whole) == len(counts)
+
+
+def _faults(checkpoints: Checkpoints, counts: list[int]) -> dict[int, str]:
+    """What is wrong with those that are not as they were written."""
+    faults = {}
+    for count in counts:
+        try:
+            checkpoints.read(count)
+        except StoreError as error:
+            if error.transient:
+                raise
+            faults[count] = error.what
+    return faults
+
+
+def _facts(checkpoint: Checkpoint) -> tuple[str, ...]:
+    place = (checkpoint.epoch, checkpoint.sub_epoch)
+    valid = checkpoint.valid or {}
+    return (
+        f"{checkpoint.consumed_samples:,}",
+        *("-" if number is None else str(number) for number in place),
+        f"{checkpoint.progress.steps:,}",
+        size_text(checkpoint.size),
+        *("-" if (figure := valid.get(name)) is None else _shown(name, figure) for name in FIGURES),
+    )
+
+
+def _shown(name: str, figure: float) -> str:
+    return f"{figure:.4f}" if name == "loss" else f"{figure:.2%}"
