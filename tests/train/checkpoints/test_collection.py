@@ -6,29 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from shardpipe.train.checkpoints import Checkpoint, Checkpoints, Identity, Keep, Progress, Saver, read_checkpoint
-from shardpipe.train.engines import World
+from shardpipe.train.checkpoints import Checkpoints, Keep, read_checkpoint
+from tests.train.checkpoints import saved
 
 
 def save(folder: Path, *counts: int, keep: int = 9, checkpoints: Checkpoints | None = None) -> None:
-    model = torch.nn.Linear(2, 2)
-    for count in counts:
-        saver = Saver(
-            checkpoints or Checkpoints(str(folder), keep=Keep(newest=keep)),
-            World(rank=0, size=1, device=torch.device("cpu")),
-            pytest.fail,
-        )
-        checkpoint = Checkpoint(
-            consumed_samples=count,
-            progress=Progress(),
-            identity=Identity(model="tiny", units=("<blank>", "<unk>"), sample_rate=16000),
-            loader={"consumed_samples": count},
-        )
-        saver.save(model, torch.optim.AdamW(model.parameters()), checkpoint)
-        saver.wait()
-        saver.close()
+    saved.save(str(folder), *counts, keep=Keep(newest=keep), checkpoints=checkpoints)
 
 
 def counts(folder: Path) -> list[int]:
