@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -78,14 +78,14 @@ def kill_at(
     *,
     delay: float = 0.0,
     number: int = signal.SIGKILL,
-    saved: bool = False,
+    when: Callable[[], bool] = lambda: True,
     **how: Any,
 ) -> tuple[int, str]:
-    """A run until its metrics reach a count, if `saved` it has a checkpoint as well, `delay` seconds beyond, and no
-    further; its exit code and what it said.
+    """A run until its metrics reach a count and `when` is true, `delay` seconds beyond, and no further; its exit code
+    and what it said.
     """
     process = start(out, flags, **how)
-    while (count(out) < consumed_samples or (saved and not markers(out))) and process.poll() is None:
+    while not (count(out) >= consumed_samples and when()) and process.poll() is None:
         time.sleep(0.002)
     time.sleep(delay)
     if number == signal.SIGKILL:

@@ -94,7 +94,7 @@ def killed_together(
     finish(folder / "whole", flags, **how)
     out = folder / "killed"
     for moment in moments:
-        code, said = kill_at(out, moment, flags, delay=delay, saved=True, **how)
+        code, said = kill_at(out, moment, flags, delay=delay, when=lambda: bool(markers(out)), **how)
         assert code == -signal.SIGKILL, said
     finish(out, flags, **how)
     assert len(events(out, "resume")) >= 1

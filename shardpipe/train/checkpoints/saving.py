@@ -120,10 +120,10 @@ class Saver:
             self._world.rank,
             lambda files: marker_of(replace(checkpoint, files=files)),
         )
-        state: dict[str, Any] = dict(tensors)
+        planner = _Planner(tensors, self._copies)
         try:
             with maybe_alone(save, self._group is None) as how:
-                save(state, storage_writer=writer, planner=_Planner(self._copies), process_group=self._group, **how)
+                save({}, storage_writer=writer, planner=planner, process_group=self._group, **how)
         except (CheckpointException, Exception) as error:  # the first is none of the second
             if self._world.is_main:
                 storage.abandon(self._checkpoints.name(count))
@@ -153,11 +153,18 @@ class Saver:
 
 
 class _Planner(DefaultSavePlanner):
-    """Plans by the tensors in use, and writes the copies of what this process has of them."""
+    """Plans by the tensors in use, and writes the copies of what this process has of them.
 
-    def __init__(self, copies: Mapping[str, Tensor]) -> None:
+    It has them from us: `save` would log each of what it is given.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor], copies: Mapping[str, Tensor]) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+        self._tensors = tensors
         self._copies = copies
+
+    def set_up_planner(self, state_dict: Any, storage_meta: Any = None, is_coordinator: bool = False) -> None:
+        super().set_up_planner({**state_dict, **self._tensors}, storage_meta, is_coordinator)
 
     def resolve_data(self, write_item: WriteItem) -> Tensor:
         return self._copies[write_item.index.fqn]

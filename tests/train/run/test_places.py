@@ -1,0 +1,137 @@
+"""A run whose checkpoints lie at a URL: faults of the network lose nothing, and no other place is taken in silence."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from shardpipe.store import Retry
+from shardpipe.store.remote import writing
+from shardpipe.train.checkpoints import Checkpoints, Keep
+from shardpipe.train.cli import main
+from tests.faulty_proxy import FaultyProxy, running_proxy
+from tests.places import objects, use_bucket
+from tests.speech import pack_speech
+from tests.training import FLAGS, delivered, events, kill_at, one_thread, outcome
+
+SAMPLES = 24
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pack_speech(tmp_path_factory.mktemp("places"), SAMPLES, shard_samples=8, seconds=(0.3, 0.6))
+
+
+@pytest.fixture(scope="module")
+def done(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("places-done") / "run"
+    with one_thread():
+        assert main(flags(data, out)) == 0
+    return out
+
+
+def flags(data: Path, out: Path, *more: str) -> list[str]:
+    return [*FLAGS, "--data", str(data), "--out", str(out), "--epochs", "1", "--save-every", "2steps", *more]
+
+
+@pytest.fixture
+def proxy(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FaultyProxy, str]]:
+    s3 = fsspec.get_filesystem_class("s3")
+    s3.clear_instance_cache()  # they hold the endpoint of their first use
+    monkeypatch.setattr(writing, "_RETRY", Retry(attempts=6, first_wait=0.05, attempt_seconds=5.0))
+    with running_proxy(s3_endpoint, kinds=("503", "reset", "truncated")) as (proxy, endpoint):
+        yield proxy, use_bucket(endpoint, monkeypatch)
+    s3.clear_instance_cache()
+
+
+def test_a_run_through_a_network_with_faults(
+    data: Path, done: Path, tmp_path: Path, proxy: tuple[FaultyProxy, str]
+) -> None:
+    faults, url = proxy
+    faults.share = 0.2
+    at_url = flags(data, tmp_path / "run", "--checkpoints", url)
+    code, _ = kill_at(tmp_path / "run", 16, at_url, when=lambda: bool(Checkpoints(url, keep=Keep()).counts()))
+    assert code == -signal.SIGKILL
+    assert main(at_url) == 0
+    assert events(tmp_path / "run", "resume")[0]["consumed_samples"] > 0
+    assert sum(faults.faults.values()) - faults.faults[""] > 5
+    faults.share = 0.0
+    assert outcome(tmp_path / "run") == outcome(done)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    theirs = {f.relative_to(done / "checkpoints").as_posix(): f.read_bytes() for f in done.glob("checkpoints/*/*")}
+    assert objects(url) == theirs
+
+
+def test_a_server_that_is_away_for_a_while(
+    data: Path, done: Path, tmp_path: Path, proxy: tuple[FaultyProxy, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run goes on, says so, and its next checkpoint takes the place of the one that was not written."""
+    faults, url = proxy
+    monkeypatch.setattr(writing, "_RETRY", Retry(attempts=2, first_wait=0.01, attempt_seconds=2.0))
+    out = tmp_path / "run"
+
+    def away() -> None:
+        while not any(event["consumed_samples"] >= 8 for event in events(out, "checkpoint")):
+            pass
+        faults.share, faults.kinds = 1.0, ("503",)
+        while not events(out, "checkpoint_failed"):
+            pass
+        faults.share = 0.0
+
+    watch = threading.Thread(target=away)
+    watch.start()
+    assert main(flags(data, out, "--checkpoints", url, "--save-every", "1steps", "--epochs", "4")) == 0
+    watch.join()
+    failed = events(out, "checkpoint_failed")
+    assert "503" in failed[0]["reason"] or "SlowDown" in failed[0]["reason"] or "rate" in failed[0]["reason"]
+    assert Checkpoints(url, keep=Keep()).counts()[-1] == 4 * SAMPLES
+    assert all(set(keys.values()) == {1} for keys in delivered(out).values())
+
+
+def test_a_server_that_is_away_at_the_end_is_an_error_and_no_loss(
+    data: Path, done: Path, tmp_path: Path, proxy: tuple[FaultyProxy, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    faults, url = proxy
+    out = tmp_path / "run"
+    code, _ = kill_at(out, 16, flags(data, out, "--checkpoints", url), number=signal.SIGTERM)
+    assert code == 0
+    before = objects(url)
+    faults.share, faults.kinds = 1.0, ("503",)
+    assert main(flags(data, out, "--checkpoints", url)) == 1
+    said = capsys.readouterr().err
+    assert "after 6 attempts" in said or "after 10 attempts" in said
+    faults.share = 0.0
+    assert objects(url) == before
+    assert main(flags(data, out, "--checkpoints", url)) == 0
+    assert outcome(out) == outcome(done)
+
+
+def test_checkpoints_in_another_place_than_before(
+    data: Path, done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(shutil.copytree(done, tmp_path / "run"))
+    url = f"memory://{tmp_path.name}"
+    lines = (out / "metrics.jsonl").read_bytes()
+    assert main(flags(data, out, "--checkpoints", url, "--epochs", "2")) == 2
+    said = capsys.readouterr().err
+    assert f"the run has had its own in {out}/checkpoints" in said
+    assert f"--resume {out}/checkpoints" in said
+    assert (out / "metrics.jsonl").read_bytes() == lines
+    there = flags(data, out, "--checkpoints", url, "--epochs", "2")
+    assert main([*there, "--resume", f"{out}/checkpoints"]) == 0
+    assert events(out, "resume")[-1]["consumed_samples"] == SAMPLES
+    assert Checkpoints(url, keep=Keep()).counts()[-1] == 2 * SAMPLES
+    assert main(flags(data, out, "--epochs", "2")) == 2
+    assert f"the run has had its own in {url}" in capsys.readouterr().err
+    assert main([*flags(data, out, "--epochs", "2"), "--checkpoints", url]) == 0
+    assert "done: " in capsys.readouterr().err
+    other = flags(data, tmp_path / "tuned", "--init-from", f"{url}/{2 * SAMPLES:012d}")
+    assert main(other) == 0
+    assert events(tmp_path / "tuned", "step")[0]["step"] == 1
+    fsspec.filesystem("memory").store.clear()
