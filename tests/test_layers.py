@@ -84,8 +84,8 @@ READ_SIDE = {"order", "cache", "loading"}
 TRAIN_MAY_IMPORT = {
     "order": {"STEP", "hash_key"},
     "store": {
-        *("Count", "Store", "Uploads", "checked_url", "close", "flush", "is_url", "only_local", "open_store", "parsed"),
-        *("put_in_place", "write_file", "writing"),
+        *("Count", "Store", "Uploads", "checked_url", "close", "converted", "flush", "is_url", "is_utf8", "only_local"),
+        *("open_store", "parsed", "put_in_place", "shallow", "write_file", "writing"),
     },
 }
 """And errors, settings and the root: its data come by `from shardpipe import ShardLoader`, as anybody's do."""

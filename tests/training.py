@@ -120,7 +120,7 @@ def outcome(out: Path) -> list[dict[str, Any]]:
 
 def markers(out: Path) -> dict[str, Any]:
     """checkpoint.json of each checkpoint by name; it has the checksums of the model and the optimizer."""
-    return {file.parent.name: json.loads(file.read_bytes()) for file in out.glob("checkpoints/*/checkpoint.json")}
+    return {file.parent.name: json.loads(file.read_bytes()) for file in out.glob("checkpoints/0*/checkpoint.json")}
 
 
 def given(out: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from shardpipe.errors import StoreError
@@ -50,6 +50,11 @@ def put_in_place(staged: Path, final: Path) -> None:
 def write_file(path: Path, data: bytes) -> None:
     """Puts `data` at `path` in one step."""
     staged = path.with_name(path.name + ".new")
-    with writing(path):
-        staged.write_bytes(data)
-    put_in_place(staged, path)
+    try:
+        with writing(path):
+            staged.write_bytes(data)
+        put_in_place(staged, path)
+    except StoreError:
+        with suppress(OSError):
+            staged.unlink()  # it takes room where there may be none left
+        raise

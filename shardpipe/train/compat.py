@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch.distributed as dist
@@ -16,14 +15,13 @@ __all__ = ["leave_group", "maybe_alone"]
 _LAST_WORK = 0.5  # seconds
 
 
-@contextmanager
-def maybe_alone(function: Callable[..., Any], alone: bool) -> Iterator[dict[str, Any]]:
+def maybe_alone(function: Callable[..., Any], alone: bool) -> dict[str, Any]:
     """Arguments with which DCP's `save` or `load` takes this process for all there are, if it is, without a warning."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is (disabled|unavailable)")
-        warnings.filterwarnings("ignore", message="TypedStorage is deprecated")  # of torch 2.6, to itself
-        # `save` has had it since 2.7; before, it found that out by itself.
-        yield {"no_dist": alone} if "no_dist" in inspect.signature(function).parameters else {}
+    # For good: what `warnings.catch_warnings` puts back may be another thread's by then.
+    warnings.filterwarnings("ignore", message="torch.distributed is (disabled|unavailable)")
+    warnings.filterwarnings("ignore", message="TypedStorage is deprecated")  # of torch 2.6, to itself
+    # `save` has had it since 2.7; before, it found that out by itself.
+    return {"no_dist": alone} if "no_dist" in inspect.signature(function).parameters else {}
 
 
 def leave_group() -> None:

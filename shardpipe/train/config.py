@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from shardpipe.errors import ConfigError
@@ -152,7 +153,11 @@ class TrainConfig:
                 object.__setattr__(self, name, only_local(name, place))
         for name in ("checkpoints", "resume", "init_from"):
             if (place := getattr(self, name)) is not None:
-                object.__setattr__(self, name, checked_url(name, place) if is_url(place) else only_local(name, place))
+                at = checked_url(name, place).rstrip("/") if is_url(place) else only_local(name, place)
+                object.__setattr__(self, name, at)
+        if self.checkpoints is not None and not is_url(self.checkpoints):
+            # It goes into config.yaml, and is to mean the same from any folder.
+            object.__setattr__(self, "checkpoints", str(Path(self.checkpoints).absolute()))
         if self.keep_best < 0:
             raise ConfigError("keep_best", self.keep_best, "it must be at least 0")
         if self.keep_best and self.valid is None:
@@ -169,6 +174,11 @@ class TrainConfig:
     def cache_limit(self) -> int | None:
         """What `cache_bytes` says."""
         return None if self.cache_bytes is None else byte_size("cache_bytes", str(self.cache_bytes))
+
+    @property
+    def checkpoints_at(self) -> str:
+        """Where the run's checkpoints lie."""
+        return self.checkpoints or str(Path(self.out) / "checkpoints")
 
     @property
     def save_interval(self) -> Amount:

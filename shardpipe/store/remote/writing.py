@@ -28,12 +28,14 @@ _T = TypeVar("_T")
 
 
 class Uploads:
-    """Writes files to a URL. Every call raises StoreError, after a few attempts where another one may help.
+    """Writes files to a URL. Every call raises StoreError, after a few attempts where another one may help; `fix` says
+    what to do then.
 
     Raises ConfigError for a URL that holds credentials.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, fix: str = _FIX) -> None:
+        self._fix = fix
         self.store = FsspecStore(checked_url("out", url))
         self._fs, self._root = file_system(self.url, {}, connect_seconds=_CONNECT_SECONDS, read_seconds=_READ_SECONDS)
 
@@ -124,7 +126,7 @@ class Uploads:
 
     def _attempted(self, action: Callable[[], _T], name: str, done: str) -> _T:
         def attempt() -> _T:
-            with as_store_error(f"{self.url}/{name}".rstrip("/"), done=done, fix=_FIX):
+            with as_store_error(f"{self.url}/{name}".rstrip("/"), done=done, fix=self._fix):
                 return action()
 
         return attempted(attempt, _RETRY)

@@ -13,14 +13,15 @@ keeping     which are kept; collection has all of a run
 saving      written beside the training
 """
 
-from shardpipe.train.checkpoints.collection import Checkpoints, found_at
+from shardpipe.train.checkpoints.collection import Checkpoints
 from shardpipe.train.checkpoints.keeping import Keep, best_of, kept
-from shardpipe.train.checkpoints.marker import Checkpoint, Identity, Progress
-from shardpipe.train.checkpoints.reading import read_checkpoint
+from shardpipe.train.checkpoints.marker import FORMAT, Checkpoint, Identity, Progress, damaged
+from shardpipe.train.checkpoints.reading import looks_whole, read_checkpoint
 from shardpipe.train.checkpoints.saving import Saver
 from shardpipe.train.checkpoints.tensors import read_weights, restore
 
 __all__ = [
+    "FORMAT",
     "Checkpoint",
     "Checkpoints",
     "Identity",
@@ -28,8 +29,9 @@ __all__ = [
     "Progress",
     "Saver",
     "best_of",
-    "found_at",
+    "damaged",
     "kept",
+    "looks_whole",
     "read_checkpoint",
     "read_weights",
     "restore",

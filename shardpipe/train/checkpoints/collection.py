@@ -9,13 +9,11 @@ import msgspec
 
 from shardpipe.errors import StoreError
 from shardpipe.train.checkpoints.keeping import Keep, kept
-from shardpipe.train.checkpoints.marker import Checkpoint, marker_of
-from shardpipe.train.checkpoints.reading import looks_whole, peek, read_checkpoint, verify
+from shardpipe.train.checkpoints.marker import Checkpoint, count_of, marker_of, name_of
+from shardpipe.train.checkpoints.reading import looks_whole, peek, verify
 from shardpipe.train.checkpoints.storage import storage_at
 
-__all__ = ["Checkpoints", "found_at"]
-
-_DIGITS = 12
+__all__ = ["Checkpoints"]
 
 
 class Checkpoints:
@@ -31,17 +29,13 @@ class Checkpoints:
         """For messages."""
         return self.storage.url
 
-    def name(self, consumed_samples: int) -> str:
-        """Of its folder."""
-        return f"{consumed_samples:0{_DIGITS}d}"
-
     def counts(self) -> list[int]:
         """The counts of consumed samples at which there is a complete checkpoint, ascending."""
-        return sorted(int(name) for name in self.storage.names() if name.isdecimal())
+        return sorted(count for name in self.storage.names() if (count := count_of(name)) is not None)
 
     def peek(self, consumed_samples: int) -> Checkpoint:
         """What the one there says; its files are not looked at. Raises StoreError."""
-        return peek(self.storage.open(self.name(consumed_samples)))
+        return peek(self.storage.open(name_of(consumed_samples)))
 
     def read(self, consumed_samples: int) -> Checkpoint:
         """The one there, if it is as it was written. Raises StoreError."""
@@ -79,6 +73,10 @@ class Checkpoints:
                 found[count] = checkpoint
         return found
 
+    def holds(self, checkpoint: Checkpoint) -> bool:
+        """Whether a checkpoint that was read is one of these."""
+        return self.storage.holds(name_of(checkpoint.consumed_samples), checkpoint.where)
+
     def written(self, consumed_samples: int) -> None:
         """Takes note that the one there has just been written."""
         self._damaged.discard(consumed_samples)
@@ -88,12 +86,12 @@ class Checkpoints:
         found = self.peek(consumed_samples)
         progress = msgspec.structs.replace(found.progress, evaluated=True)
         marked = replace(found, progress=progress, valid=valid if found.format > 1 else None)
-        self.storage.mark(self.name(consumed_samples), marker_of(marked))
+        self.storage.mark(name_of(consumed_samples), marker_of(marked))
 
     def set_aside(self, *, after: int) -> tuple[list[int], str]:
         """Moves the checkpoints beyond a count out of the way; their counts, and where they are."""
         beyond = [count for count in self.counts() if count > after]
-        where = [self.storage.set_aside(self.name(count)) for count in beyond]
+        where = [self.storage.set_aside(name_of(count)) for count in beyond]
         return beyond, where[0] if where else ""
 
     def prune(self, saved: int) -> None:
@@ -105,16 +103,4 @@ class Checkpoints:
         reasons = kept(whole, self.keep)
         for count in self.counts():
             if count < oldest and count not in reasons:
-                self.storage.remove(self.name(count))
-
-
-def found_at(place: str, say: Callable[[str], None]) -> Checkpoint:
-    """The checkpoint at a path or a URL, or the newest one of the run, or of the checkpoints, that lie there.
-
-    Raises StoreError.
-    """
-    for folder in (f"{place.rstrip('/')}/checkpoints", place):
-        newest = Checkpoints(folder, keep=Keep()).newest(say)
-        if newest is not None:
-            return newest
-    return read_checkpoint(place)
+                self.storage.remove(name_of(count))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from shardpipe.errors import ResumeMismatch, StoreError
-from shardpipe.store import Count, Store, parsed
+from shardpipe.store import Count, Store, parsed, shallow
 from shardpipe.train.engines import Scale
 
 __all__ = [
@@ -23,15 +24,19 @@ __all__ = [
     "Identity",
     "Progress",
     "Sum",
+    "count_of",
     "damaged",
     "marker_of",
+    "name_of",
     "parse_marker",
 ]
 
 MARKER = "checkpoint.json"
 FORMAT: Literal[2] = 2
 """Of checkpoints that are written; those of 1 are read."""
-FIX = "Choose another checkpoint, or let --resume auto choose."
+FIX = "Choose another checkpoint; --resume auto takes the newest that is whole."
+_FILE = re.compile(r"(?!checkpoint\.json$)[\w.-]*\w[\w.-]*", re.ASCII)
+_DIGITS = 12
 
 
 class Progress(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -154,23 +159,24 @@ def parse_marker(data: bytes, where: str) -> Checkpoint:
             found = f"has format {version!r}, this version reads 1 and {FORMAT}"
             raise StoreError(found, url=where, fix="Resume with the version of shardpipe that wrote it.")
         marker = parsed(data, _Marker)
+        shallow(marker.loader)
     except ValueError as error:
         raise damaged(where, f"{MARKER} cannot be read ({error})") from error
     if marker.checksum is not None and marker.checksum != _checksum(parsed(data, dict[str, Any])):
         raise damaged(where, f"{MARKER} is not what was written, by its checksum")
     if marker.checksum is None and marker.format == FORMAT:
         raise damaged(where, f"{MARKER} has no checksum")
-    counts = {marker.consumed_samples, marker.loader.get("consumed_samples")}
-    if (name := where.rstrip("/").rpartition("/")[2]).isdecimal():
-        counts.add(int(name))
-    if len(counts) > 1:
+    counts = [marker.consumed_samples, marker.loader.get("consumed_samples")]
+    if (named := count_of(where.rstrip("/").rpartition("/")[2])) is not None:
+        counts.append(named)
+    if any(type(count) is not int or count != counts[0] for count in counts):
         what = f"{MARKER} and the folder's name have different counts of consumed samples"
         raise damaged(where, f"{what}: {', '.join(map(repr, counts))}")
     size = marker.loader.get("batches_per_step")
     if size is not None and not (type(size) is int and 1 <= size < 2**63):
         raise damaged(where, f"{MARKER} says {size!r} where batches of a step are counted")
     for name in marker.files:
-        if name in ("", ".", "..", MARKER) or "/" in name:
+        if not _FILE.fullmatch(name):
             raise damaged(where, f"{MARKER} cannot be read (it names {name!r}, which cannot be a file of it)")
     fields = {name: getattr(marker, name) for name in marker.__struct_fields__ if name != "checksum"}
     return Checkpoint(**fields)
@@ -184,6 +190,17 @@ def marker_of(checkpoint: Checkpoint) -> bytes:
         del fields[name]  # versions that know of none read the others' checkpoints, too
     fields["checksum"] = _checksum(fields)
     return json.dumps(fields, ensure_ascii=False).encode()
+
+
+def name_of(consumed_samples: int) -> str:
+    """The name of a checkpoint's folder."""
+    return f"{consumed_samples:0{_DIGITS}d}"
+
+
+def count_of(name: str) -> int | None:
+    """The count of consumed samples of which a name is; None if it is no checkpoint's."""
+    count = int(name) if name.isascii() and name.isdecimal() and len(name) < 20 else None
+    return count if count is not None and name_of(count) == name else None
 
 
 def damaged(where: str, what: str) -> StoreError:

@@ -14,18 +14,22 @@ from shardpipe.train.checkpoints.marker import FIX, MARKER, Checkpoint, Sum, dam
 __all__ = ["looks_whole", "peek", "read_checkpoint", "read_file", "verify"]
 
 _BLOCK = 16 << 20  # bytes
+_LONGEST = 64 << 20
+"""Bytes of a checkpoint.json, whose files may be some hundred thousand."""
 
 
 def peek(store: Store) -> Checkpoint:
     """What the checkpoint there says; its files are not looked at. Raises StoreError if it is none."""
     try:
-        data = store.read(MARKER)
+        data = store.read(MARKER) if (size := store.stat(MARKER).size) <= _LONGEST else b""
     except StoreError as error:
         if error.transient:
             raise
-        if isinstance(error.__cause__, FileNotFoundError):
+        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
             raise StoreError("is no complete checkpoint", url=store.url, fix=FIX) from error
         raise damaged(store.url, f"{MARKER} cannot be read ({error.what})") from error
+    if size > _LONGEST:
+        raise damaged(store.url, f"{MARKER} has {size} bytes")
     return replace(parse_marker(data, store.url), store=store)
 
 
@@ -53,18 +57,24 @@ def read_checkpoint(place: str) -> Checkpoint:
 def read_file(checkpoint: Checkpoint, name: str) -> bytes:
     """A file of a checkpoint, as it was written. Raises StoreError."""
     assert checkpoint.store is not None
+    written = checkpoint.files[name]
     with _as_damage(checkpoint, name):
-        data = checkpoint.store.read(name)
-    _check(checkpoint, name, Sum.of(data), checkpoint.files[name])
+        # What has grown since it was checked may be of any size.
+        data = checkpoint.store.read(name, 0, min(written.size, checkpoint.store.stat(name).size))
+    _check(checkpoint, name, Sum.of(data), written)
     return data
 
 
 def looks_whole(checkpoint: Checkpoint) -> bool:
-    """Whether its files are all there, of their size: what can be told of it without reading it all."""
+    """Whether its files are all there, of their size: what can be told of it without reading it all. Raises StoreError
+    where that cannot be told.
+    """
     assert checkpoint.store is not None
     try:
         return all(checkpoint.store.stat(name).size == written.size for name, written in checkpoint.files.items())
-    except StoreError:
+    except StoreError as error:
+        if error.transient:
+            raise
         return False
 
 

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from shardpipe.errors import StoreError
 from shardpipe.train.checkpoints.collection import Checkpoints
-from shardpipe.train.checkpoints.marker import Checkpoint, marker_of
+from shardpipe.train.checkpoints.marker import Checkpoint, marker_of, name_of
 from shardpipe.train.checkpoints.pieces import PiecesWriter
 from shardpipe.train.checkpoints.tensors import cause_of, tensors_of
 from shardpipe.train.compat import maybe_alone
@@ -55,6 +55,7 @@ class Saver:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._copies: dict[str, Tensor] = {}
         self._writing: Future[None] | None = None
+        self._marking: Future[None] | None = None
         self._written: list[Written] = []
 
     def save(self, model: nn.Module, optimizer: Optimizer, checkpoint: Checkpoint) -> None:
@@ -84,7 +85,8 @@ class Saver:
 
     def written(self) -> list[Written]:
         """What has become complete since this was last asked."""
-        found, self._written = self._written, []
+        found = self._written[:]
+        del self._written[: len(found)]  # the thread may have added another one
         return found
 
     def mark_evaluated(self, consumed_samples: int, valid: Mapping[str, float | None]) -> None:
@@ -92,11 +94,13 @@ class Saver:
 
         Where that fails it is said: a resume from there evaluates again.
         """
-        self._thread.submit(self._mark, consumed_samples, valid)
+        self._marking = self._thread.submit(self._mark, consumed_samples, valid)
 
     def close(self) -> None:
         """Ends the thread when it has written all that it was given."""
         self._thread.shutdown()
+        if self._marking is not None:
+            self._marking.result()
 
     def _copy(self, tensors: Mapping[str, Tensor]) -> None:
         """Into memory that is kept for the next time: to take it anew each time would take as long again."""
@@ -116,17 +120,17 @@ class Saver:
         storage = self._checkpoints.storage
         writer = PiecesWriter(
             storage,
-            self._checkpoints.name(count),
+            name_of(count),
             self._world.rank,
             lambda files: marker_of(replace(checkpoint, files=files)),
         )
         planner = _Planner(tensors, self._copies)
         try:
-            with maybe_alone(save, self._group is None) as how:
-                save({}, storage_writer=writer, planner=planner, process_group=self._group, **how)
+            alone = maybe_alone(save, self._group is None)
+            save({}, storage_writer=writer, planner=planner, process_group=self._group, **alone)
         except (CheckpointException, Exception) as error:  # the first is none of the second
             if self._world.is_main:
-                storage.abandon(self._checkpoints.name(count))
+                storage.abandon(name_of(count))
             cause = cause_of(error)
             if isinstance(cause, StoreError):
                 raise cause from error

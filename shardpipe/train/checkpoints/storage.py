@@ -6,6 +6,7 @@ stopped its writing, and makes way for the next one.
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Protocol
@@ -13,12 +14,16 @@ from typing import Protocol
 from shardpipe.errors import StoreError
 from shardpipe.settings import size_text
 from shardpipe.store import Store, Uploads, flush, is_url, open_store, write_file, writing
-from shardpipe.train.checkpoints.marker import MARKER
+from shardpipe.train.checkpoints.marker import MARKER, count_of
 
 __all__ = ["Storage", "storage_at"]
 
 _ASIDE = ".aside"
 _STAGED = ".tmp-"
+_OLD = "old-"
+_OURS = re.compile(r"checkpoint\.json|tensors\.json|rank[0-9]+-[0-9]+\.safetensors")
+"""Files that may be removed: a URL may have been meant for something else, or hold something else as well."""
+_FIX = "Check the place of the checkpoints, then run the same command again: it goes on from the last one."
 _SPARE = 1 << 20
 """Bytes to leave free beside a checkpoint: for its JSON, and for the run's logs."""
 
@@ -31,6 +36,9 @@ class Storage(Protocol):
 
     def names(self) -> list[str]:
         """Of complete checkpoints, and of what else has a marker."""
+
+    def holds(self, name: str, where: str) -> bool:
+        """Whether a checkpoint that was read at `where` is the one of that name here."""
 
     def open(self, name: str) -> Store:
         """To read what lies in a checkpoint."""
@@ -67,6 +75,9 @@ class _Folder:
     def names(self) -> list[str]:
         return [marker.parent.name for marker in self._path.glob(f"*/{MARKER}")]
 
+    def holds(self, name: str, where: str) -> bool:
+        return not is_url(where) and Path(where).resolve() == (self._path / name).resolve()
+
     def open(self, name: str) -> Store:
         return open_store(str(self._path / name))
 
@@ -97,7 +108,7 @@ class _Folder:
         with writing(final):
             flush(staged)
             if final.exists():
-                final.replace(self._staged(f"old-{name}"))
+                final.replace(self._staged(_OLD + name))
             staged.replace(final)
             flush(self._path)
             self._clear()
@@ -111,7 +122,7 @@ class _Folder:
     def remove(self, name: str) -> None:
         with writing(self._path / name):
             # A renamed folder cannot be taken for complete.
-            (self._path / name).replace(self._staged(f"old-{name}"))
+            (self._path / name).replace(self._staged(_OLD + name))
             self._clear()
 
     def set_aside(self, name: str) -> str:
@@ -127,14 +138,15 @@ class _Folder:
 
     def _clear(self) -> None:
         for leftover in self._path.glob(f"{_STAGED}*"):
-            shutil.rmtree(leftover)
+            if count_of(leftover.name.removeprefix(_STAGED).removeprefix(_OLD)) is not None:
+                shutil.rmtree(leftover)
 
 
 class _Url:
     """Files go to their place at once, and what is there without a marker is nothing."""
 
     def __init__(self, url: str) -> None:
-        self._there = Uploads(url)
+        self._there = Uploads(url, fix=_FIX)
         self._given = url.rstrip("/")
         self.url = self._there.url
 
@@ -142,13 +154,17 @@ class _Url:
         folders = [name for name in self._there.folders() if name != _ASIDE]
         return [name for name in folders if f"{name}/{MARKER}" in self._there.listing(name)]
 
+    def holds(self, name: str, where: str) -> bool:
+        return where == f"{self.url}/{name}"
+
     def open(self, name: str) -> Store:
         return open_store(f"{self._given}/{name}")
 
     def begin(self, name: str, size: int) -> None:
         del size  # nobody says how much room there is
-        for other in {name, *self._there.folders()} - {_ASIDE}:
-            if other == name or (other.isdecimal() and f"{other}/{MARKER}" not in self._there.listing(other)):
+        for other in {name, *self._there.folders()}:
+            left = count_of(other) is not None and f"{other}/{MARKER}" not in self._there.listing(other)
+            if other == name or left:
                 self.remove(other)
 
     def write(self, name: str, file: str, data: bytes) -> None:
@@ -175,7 +191,8 @@ class _Url:
         return f"{self.url}/{_ASIDE}"
 
     def _marker_first(self, name: str) -> list[str]:
-        return sorted(self._there.listing(name), key=lambda file: file != f"{name}/{MARKER}")
+        files = [file for file in self._there.listing(name) if _OURS.fullmatch(file.removeprefix(f"{name}/"))]
+        return sorted(files, key=lambda file: file != f"{name}/{MARKER}")
 
 
 def storage_at(place: str) -> Storage:

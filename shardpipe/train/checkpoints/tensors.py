@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ __all__ = ["cause_of", "read_weights", "restore", "tensors_of"]
 _MODEL = "model."
 _STATE = "optimizer.state."
 _SHOWN = 5
+_DIMENSIONS = 64
 _FIX = "The checkpoint is of another model or optimizer: go on with the settings, and the version of shardpipe, that "
 _FIX += "wrote it, or give a new --out."
 
@@ -68,16 +69,49 @@ def read_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
         for name, found in _tensors_in(metadata).items()
         if name.startswith(_MODEL)
     }
+    if not tensors:
+        raise damaged(checkpoint.where, "there is no tensor of a model in it")
     _load(checkpoint, metadata, tensors, alone=True)
     return {name.removeprefix(_MODEL): tensor for name, tensor in tensors.items()}
 
 
 def _read_metadata(checkpoint: Checkpoint) -> Metadata:
     metadata = read_index(checkpoint) if checkpoint.format > 1 else read_pickled_index(checkpoint)
-    size = sum(math.prod(found.size) * found.properties.dtype.itemsize for found in _tensors_in(metadata).values())
+    try:
+        size = sum(_bytes_of(name, tensor) for name, tensor in _tensors_in(metadata).items())
+    except Exception as error:  # format 1's may hold anything
+        raise damaged(checkpoint.where, f"what it says of its tensors cannot be ({_line_of(error)})") from error
     if size > checkpoint.size:
         raise damaged(checkpoint.where, f"tensors of {size} bytes are said to be in files of {checkpoint.size}")
     return metadata
+
+
+def _bytes_of(name: str, tensor: TensorStorageMetadata) -> int:
+    """Bytes of a tensor. Raises ValueError unless its pieces lie within it, beside one another, and fill it: what is
+    loaded is then all from there.
+    """
+    shape = list(tensor.size)
+    if len(shape) > _DIMENSIONS or not all(0 <= n < 2**63 for n in shape):
+        raise ValueError(f"{name[:100]!r} has no shape that can be")
+    boxes = sorted((list(chunk.offsets), list(chunk.sizes)) for chunk in tensor.chunks if all(chunk.sizes))
+    good = all(len(at) == len(sizes) == len(shape) for at, sizes in boxes)
+    good = good and all(
+        a >= 0 and n > 0 and a + n <= most for at, sizes in boxes for a, n, most in zip(at, sizes, shape)
+    )
+    if not good or _overlap(boxes) or sum(math.prod(sizes) for _, sizes in boxes) != math.prod(shape):
+        raise ValueError(f"pieces of {name[:100]!r} do not make it up")
+    return math.prod(shape) * tensor.properties.dtype.itemsize
+
+
+def _overlap(boxes: Sequence[tuple[list[int], list[int]]]) -> bool:
+    """Whether two of these boxes, sorted by where they begin, have something in common."""
+    for i, (at, sizes) in enumerate(boxes):
+        for other, others_sizes in boxes[i + 1 :]:
+            if not at or other[0] >= at[0] + sizes[0]:
+                break
+            if all(a < b + m and b < a + n for a, n, b, m in zip(at, sizes, other, others_sizes)):
+                return True
+    return False
 
 
 def _load(checkpoint: Checkpoint, metadata: Metadata, tensors: dict[str, Tensor], *, alone: bool) -> None:
@@ -85,8 +119,7 @@ def _load(checkpoint: Checkpoint, metadata: Metadata, tensors: dict[str, Tensor]
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     into: dict[str, Any] = dict(tensors)
     try:
-        with maybe_alone(load, alone) as how:
-            load(into, storage_reader=reader, planner=planner, **how)
+        load(into, storage_reader=reader, planner=planner, **maybe_alone(load, alone))
     except (CheckpointException, Exception) as error:  # the first is none of the second
         cause = cause_of(error)
         if isinstance(cause, StoreError):

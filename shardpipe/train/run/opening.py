@@ -15,7 +15,7 @@ import msgspec
 from shardpipe import ShardLoader
 from shardpipe.errors import ConfigError, ResumeMismatch, StoreError
 from shardpipe.store import writing
-from shardpipe.train.checkpoints import Checkpoint, Checkpoints, Keep, Progress, Saver, restore
+from shardpipe.train.checkpoints import FORMAT, Checkpoint, Checkpoints, Keep, Progress, Saver, damaged, restore
 from shardpipe.train.config import TrainConfig
 from shardpipe.train.engines import World
 from shardpipe.train.logs import Display, JsonLines, Recorder, cut_back
@@ -42,7 +42,7 @@ def open_run(config: TrainConfig, world: World, display: Display) -> Iterator[Ru
 
 def _opened(config: TrainConfig, world: World, display: Display, stack: ExitStack) -> Run:
     folder = Path(config.out)
-    checkpoints = Checkpoints(config.checkpoints or str(folder / "checkpoints"), keep=Keep.of(config))
+    checkpoints = Checkpoints(config.checkpoints_at, keep=Keep.of(config))
     start = world.from_main(lambda: find_start(config, checkpoints, display.say))
     size = batches_per_step(config, world.size, kept=start.batches_per_step, by_ranks=start.steps_by_ranks)
     loader = _loader(
@@ -73,9 +73,15 @@ def _opened(config: TrainConfig, world: World, display: Display, stack: ExitStac
             learner.engine.precision.scale = start.checkpoint.scale
     if size is not None:  # as it is for the run, on any number of processes
         config = replace(config, batches_per_step=size, accumulate=None)
-    world.from_main(lambda: _prepare_folder(config, start, checkpoints, tokenizer, display))
     saver = Saver(checkpoints, world, display.say)
     stack.callback(saver.close)
+    if start.checkpoint is not None and start.resumes and not checkpoints.holds(start.checkpoint):
+        # The run has it here before its folder says that it goes on from here.
+        state = loader.state_dict()
+        saver.save(learner.model, learner.optimizer, replace(start.checkpoint, loader=state, files={}, format=FORMAT))
+        saver.wait()
+        saver.written()  # not a checkpoint of the training to come
+    world.from_main(lambda: _prepare_folder(config, start, checkpoints, tokenizer, display))
     recorder = keys = None
     if world.is_main:
         recorder = Recorder(folder, consumed_samples=start.samples)
@@ -105,14 +111,18 @@ def _opened(config: TrainConfig, world: World, display: Display, stack: ExitStac
 def _take_place(start: Start, checkpoint: Checkpoint, loader: ShardLoader, learner: Learner, size: int | None) -> None:
     """Puts the loader where a checkpoint was saved, if the run goes on from it.
 
-    Raises ResumeMismatch, with all that differs, if it is of other data or another model.
+    Raises ResumeMismatch, with all that differs, if it is of other data or another model, StoreError if its state is
+    none.
     """
     differ = []
     try:
         if start.resumes:
             loader.load_state_dict(checkpoint.loader | ({"batches_per_step": size} if start.batches_per_step else {}))
     except ResumeMismatch as error:
+        error.where = checkpoint.where
         differ.append(error)
+    except ConfigError as error:
+        raise damaged(checkpoint.where, f"{error.name} of its loader: {error.rule}") from error
     try:
         learner.identity.check(checkpoint.identity, checkpoint.where)
     except ResumeMismatch as error:
@@ -177,7 +187,7 @@ def _tokenizer(config: TrainConfig, start: Start, loader: ShardLoader) -> CharTo
     if config.units is not None:
         return CharTokenizer.from_file(config.units)
     if start.checkpoint is not None:
-        return _tokenizer_of(start.checkpoint)
+        return CharTokenizer.saved(start.checkpoint.identity.units, start.checkpoint.where)
     return CharTokenizer.from_texts(loader.texts())
 
 
@@ -186,14 +196,6 @@ def _check_texts(config: TrainConfig, loader: ShardLoader) -> None:
     if not any(text.strip() for text in loader.texts()):
         fix = "Pack it from a list with texts; `shardpipe index --text FIELD` takes them from KEY.json."
         raise ConfigError("data", config.data, "not one of its texts holds a character", fix=fix)
-
-
-def _tokenizer_of(checkpoint: Checkpoint) -> CharTokenizer:
-    try:
-        return CharTokenizer(checkpoint.identity.units)
-    except ValueError as error:
-        fix = "Choose another checkpoint."
-        raise StoreError(f"is damaged: {error}", url=checkpoint.where, fix=fix) from error
 
 
 def _prepare_folder(

@@ -51,6 +51,7 @@ class Run:
         self._given: list[dict[str, Any]] = []
         self._shown = self._skips_seen = self._excluded_seen = 0
         self._held: dict[int, float] = {}
+        self._figures: dict[int, dict[str, float | None]] = {}
         self._started_at = self._saved_at = self.loader.consumed_samples
         self._started_time = self._saved_time = time.monotonic()
 
@@ -189,13 +190,7 @@ class Run:
         for log in (self.recorder, self.keys):
             if log is not None:
                 log.flush()
-        try:
-            self.saver.wait()
-        except StoreError as error:
-            if not error.transient:
-                raise
-            self.record("checkpoint_failed", count, reason=str(error))
-            self.display.say(f"sample {count}  the last checkpoint was not written, and another one is begun: {error}")
+        self._settle()
         checkpoint = Checkpoint(
             consumed_samples=count,
             progress=msgspec.structs.replace(self.progress),
@@ -204,15 +199,37 @@ class Run:
             scale=self.learner.engine.precision.scale,
             epoch=self.loader.epoch,
             sub_epoch=self.loader.sub_epoch,
+            valid=self._figures.get(count),
         )
         self.saver.save(self.learner.model, self.learner.optimizer, checkpoint)
         self._saved_at, self._saved_time = count, time.monotonic()
         self._held[count] = time.monotonic() - began
 
-    def _wait_saved(self) -> None:
-        """Returns when the last checkpoint is complete. Raises StoreError if it cannot be written."""
-        self.saver.wait()
+    def _settle(self) -> bool:
+        """Waits for the checkpoint that is being written, and returns whether it is complete. If not, for a reason that
+        may pass, that is said and recorded. Raises StoreError for another one.
+        """
+        try:
+            self.saver.wait()
+        except StoreError as error:
+            if not error.transient:
+                raise
+            self._held.clear()
+            self.record("checkpoint_failed", self._saved_at, reason=str(error))
+            self.display.say(
+                f"sample {self._saved_at}  a checkpoint was not written, and another one is begun: {error}"
+            )
+            return False
         self._note_written()
+        return True
+
+    def _wait_saved(self) -> None:
+        """Returns when this moment's checkpoint is complete. Raises StoreError if it cannot be written, tried twice."""
+        if not self._settle():
+            self._saved_at = -1
+            self.save()
+            self.saver.wait()
+            self._note_written()
 
     def _note_written(self) -> None:
         for written in self.saver.written():
@@ -230,8 +247,10 @@ class Run:
         self.display.say(f"sample {count}  {text}" + (f"  {aside}" if aside else ""))
         self.progress.evaluated = True
         if self.world.is_main:
-            figures = {name: result[name] for name in FIGURES}
-            self.saver.mark_evaluated(count, {k: v if math.isfinite(v) else None for k, v in figures.items()})
+            found = {str(name): result[name] for name in FIGURES}
+            figures = {name: value if math.isfinite(value) else None for name, value in found.items()}
+            self._figures = {count: figures}
+            self.saver.mark_evaluated(count, figures)
 
     def finish(self) -> None:
         """Says and records that all epochs are done, and what of them taught nothing. Raises StoreError if the last

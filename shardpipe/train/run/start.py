@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shardpipe.errors import ConfigError, StoreError
-from shardpipe.train.checkpoints import Checkpoint, Checkpoints, found_at, read_checkpoint
+from shardpipe.train.checkpoints import Checkpoint, Checkpoints, Keep, read_checkpoint
 from shardpipe.train.config import TrainConfig
-from shardpipe.train.run.settings import last_settings
+from shardpipe.train.run.settings import found_at, last_settings
 
 __all__ = ["Start", "find_start"]
 
@@ -74,12 +74,15 @@ def find_start(config: TrainConfig, checkpoints: Checkpoints, say: Callable[[str
 
 
 def _check_place(config: TrainConfig) -> None:
-    """Raises ConfigError where the run has had its checkpoints elsewhere: it would go on from others, or none."""
-    before, now = (last_settings(config.out) or {}).get("checkpoints", config.checkpoints), config.checkpoints
-    if before != now:
-        at = before or str(Path(config.out) / "checkpoints")
-        fix = f"Give that one, or go on from there in the new place by --resume {at}."
-        raise ConfigError("checkpoints", now, f"the run has had its own in {at}", fix=fix)
+    """Raises ConfigError where the run has its checkpoints elsewhere: it would go on from others, or none."""
+    now, default = config.checkpoints_at, str(Path(config.out) / "checkpoints")
+    before = (last_settings(config.out) or {}).get("checkpoints") or default
+    if not isinstance(before, str) or before == now or Path(before).absolute() == Path(now).absolute():
+        return
+    if counts := Checkpoints(before, keep=Keep()).counts():
+        rule = f"the run has its own, {counts[-1]} samples and before, in {before}"
+        fix = f"Give that place with --checkpoints; or, to move, this one with --resume {before}, once."
+        raise ConfigError("checkpoints", now, rule, fix=fix)
 
 
 def _fresh(config: TrainConfig, counts: list[int]) -> Start:
@@ -91,7 +94,7 @@ def _fresh(config: TrainConfig, counts: list[int]) -> Start:
         fix = "Choose one of these, or give the model and the optimizer with --init-from." if counts else ""
         raise StoreError(
             f"no checkpoint at sample {samples}; {found}",
-            url=config.checkpoints or str(Path(config.out) / "checkpoints"),
+            url=config.checkpoints_at,
             fix=fix or "Give the model and the optimizer with --init-from.",
         )
     return Start()

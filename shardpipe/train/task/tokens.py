@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from shardpipe.errors import ConfigError
+from shardpipe.errors import ConfigError, StoreError
 from shardpipe.store import write_file
 
 __all__ = ["BLANK", "SPACE", "UNKNOWN", "CharTokenizer"]
@@ -34,6 +34,14 @@ class CharTokenizer:
         for text in texts:
             seen.update(_normal(text))
         return cls([BLANK, UNKNOWN, *sorted(seen)])
+
+    @classmethod
+    def saved(cls, units: Sequence[str], where: str) -> CharTokenizer:
+        """Those that a checkpoint holds. Raises StoreError, about the checkpoint, where they are none."""
+        try:
+            return cls(units)
+        except ValueError as error:
+            raise StoreError(f"is damaged: {error}", url=where, fix="Choose another checkpoint.") from error
 
     @classmethod
     def from_file(cls, path: str | Path) -> CharTokenizer:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from shardpipe.errors import StoreError
 from shardpipe.settings import size_text
-from shardpipe.train.checkpoints import Checkpoint, Checkpoints, kept
+from shardpipe.train.checkpoints import Checkpoint, Checkpoints, kept, looks_whole
 from shardpipe.train.config import FIGURES
 from shardpipe.train.run import checkpoints_of
 
@@ -27,36 +27,35 @@ def list_checkpoints(run: str, say: Callable[[str], None], *, verify: bool) -> b
     if not counts:
         fix = "Name a run's folder, or the place of its checkpoints."
         raise StoreError("there are no checkpoints", url=checkpoints.url, fix=fix)
-    faults = _faults(checkpoints, counts) if verify else {}
-    whole = checkpoints.whole()
+    found = {count: _looked_at(checkpoints, count, verify=verify) for count in counts}
+    there = checkpoints.counts()  # the run may have deleted some meanwhile
+    whole = {count: each for count, each in found.items() if isinstance(each, Checkpoint) and count in there}
+    faults = {count: each for count, each in found.items() if isinstance(each, str) and count in there}
     reasons = kept(whole, checkpoints.keep)
     rows: list[tuple[str, ...]] = [_HEADS]
-    for count in counts:
+    for count in sorted(whole | faults):
         if count in whole:
             rows.append((*_facts(whole[count]), ", ".join(reasons.get(count, ["until the next one is saved"]))))
         else:
-            found = faults.get(count, "is damaged: files are missing, or have another size")
-            rows.append((f"{count:,}", *[""] * (len(_HEADS) - 2), found))
+            rows.append((f"{count:,}", *[""] * (len(_HEADS) - 2), faults[count]))
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         say("  ".join([*(cell.rjust(width) for cell, width in zip(row[:-1], widths)), row[-1]]))
-    if verify and len(whole) == len(counts):
+    if verify and not faults:
         read = sum(checkpoint.size for checkpoint in whole.values())
-        say(f"all {len(counts)} are as they were written: {size_text(read)} read")
-    return len(whole) == len(counts)
+        say(f"all {len(whole)} are as they were written: {size_text(read)} read")
+    return not faults
 
 
-def _faults(checkpoints: Checkpoints, counts: list[int]) -> dict[int, str]:
-    """What is wrong with those that are not as they were written."""
-    faults = {}
-    for count in counts:
-        try:
-            checkpoints.read(count)
-        except StoreError as error:
-            if error.transient:
-                raise
-            faults[count] = error.what
-    return faults
+def _looked_at(checkpoints: Checkpoints, count: int, *, verify: bool) -> Checkpoint | str:
+    """What the checkpoint there says, or what is wrong with it."""
+    try:
+        found = checkpoints.read(count) if verify else checkpoints.peek(count)
+        return found if verify or looks_whole(found) else "is damaged: files are missing, or have another size"
+    except StoreError as error:
+        if error.transient:
+            raise
+        return error.what
 
 
 def _facts(checkpoint: Checkpoint) -> tuple[str, ...]:

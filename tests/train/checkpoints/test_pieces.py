@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 from collections.abc import Callable
+from functools import partial
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorProperties, TensorStorageMetadata
 
 from shardpipe.errors import ResumeMismatch, StoreError
 from shardpipe.train.checkpoints import pieces as pieces_module
-from shardpipe.train.checkpoints import read_checkpoint, read_weights, restore
+from shardpipe.train.checkpoints import read_checkpoint, read_weights, restore, tensors
 from tests.train.checkpoints.saved import ALONE, hold, index_of, model_and_optimizer, plant, save, tensors_in
 
 WEIGHT = "model.0.weight"
@@ -78,13 +84,11 @@ def piece(at: list[int], shape: list[int], file: str = "rank0-0.safetensors") ->
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        (lambda i: entry(i).update(pieces=[]), "that do not make it up"),
-        (lambda i: entry(i).update(pieces=[piece([0, 0], [4, 3])]), "that do not make it up"),
-        (lambda i: entry(i).update(pieces=[piece([0, 0], [5, 3])] * 2), "that do not make it up"),
-        (lambda i: entry(i).update(pieces=[piece([0, 0], [5, 3]), piece([9, 9], [0, 0])]), "that do not make it up"),
-        (lambda i: entry(i).update(pieces=[piece([0, 0], [3, 3]), piece([2, 0], [2, 3])]), "that do not make it up"),
-        (lambda i: entry(i).update(pieces=[piece([0, 1], [5, 3])]), "that do not make it up"),
-        (lambda i: entry(i).update(pieces=[piece([0], [15])]), "that do not make it up"),
+        (lambda i: entry(i).update(pieces=[]), "pieces of .model.0.weight. do not make it up"),
+        (lambda i: entry(i).update(pieces=[piece([0, 0], [4, 3])]), "pieces of .model.0.weight. do not make it up"),
+        (lambda i: entry(i).update(pieces=[piece([0, 0], [5, 3])] * 2), "two pieces of .model.0.weight. in one file"),
+        (lambda i: entry(i).update(pieces=[piece([0, 1], [5, 3])]), "pieces of .model.0.weight. do not make it up"),
+        (lambda i: entry(i).update(pieces=[piece([0], [15])]), "pieces of .model.0.weight. do not make it up"),
         (
             lambda i: entry(i).update(pieces=[piece([0, 0], [5, 3], "/etc/hostname")]),
             "'/etc/hostname', which is no file",
@@ -95,7 +99,7 @@ def piece(at: list[int], shape: list[int], file: str = "rank0-0.safetensors") ->
         (lambda i: entry(i).update(dtype="object"), "tensors.json cannot be read"),
         (lambda i: entry(i).update(more=1), "tensors.json cannot be read"),
         (lambda i: entry(i).update(dtype="int32"), r"is torch.float32 \[5, 3\] in rank0-0.safetensors, where"),
-        (lambda i: i.update({"model.x": i.pop(WEIGHT)}), "model.x is not in rank0-0.safetensors"),
+        (lambda i: i.update({"model.x": i.pop(WEIGHT)}), "is not in rank0-0.safetensors"),
         (
             lambda i: i.update(
                 {"model.other": {"dtype": "float32", "shape": [2**40], "pieces": [piece([0], [2**40])]}}
@@ -152,10 +156,10 @@ def test_every_flipped_byte_is_found(folder: Path) -> None:
 
 def test_a_file_that_changes_after_it_was_checked_is_checked_again(folder: Path) -> None:
     found = read_checkpoint(str(folder))
-    tensors = folder / "rank0-0.safetensors"
-    content = bytearray(tensors.read_bytes())
+    file = folder / "rank0-0.safetensors"
+    content = bytearray(file.read_bytes())
     content[-1] ^= 1
-    tensors.write_bytes(content)
+    file.write_bytes(content)
     with pytest.raises(StoreError, match="is damaged: rank0-0.safetensors has"):
         read_weights(found)
 
@@ -184,3 +188,39 @@ def test_a_checkpoint_of_another_model_says_what_differs(folder: Path) -> None:
     assert "a new --out" in said
     before = hold(*model_and_optimizer(4))[WEIGHT]
     assert torch.equal(tensors_in(folder)["0.weight"], before)
+
+
+def sizes(total: int) -> st.SearchStrategy[list[int]]:
+    """Lengths that add up to a total."""
+    cuts = st.sets(st.integers(1, total - 1)) if total > 1 else st.just(set[int]())
+    return cuts.map(lambda ends: [b - a for a, b in pairwise([0, *sorted(ends), total])])
+
+
+@given(data=st.data(), shape=st.lists(st.integers(1, 4), max_size=3))
+def test_pieces_fill_a_tensor(data: st.DataObject, shape: list[int]) -> None:
+    cut = [data.draw(sizes(n)) for n in shape]
+    places = [[sum(lengths[:i]) for i in range(len(lengths))] for lengths in cut]
+    boxes = [
+        ChunkStorageMetadata(torch.Size(at), torch.Size(length)) for at, length in zip(product(*places), product(*cut))
+    ]
+    boxes = data.draw(st.permutations(boxes))
+    bytes_of = partial(tensors._bytes_of, "model.x")
+    properties = TensorProperties(dtype=torch.float32)
+    whole = TensorStorageMetadata(properties, torch.Size(shape), boxes)
+    assert bytes_of(whole) == 4 * math.prod(shape)
+    lost = data.draw(st.sampled_from(boxes))
+    for other in ([box for box in boxes if box is not lost], [*boxes, lost]):
+        with pytest.raises(ValueError, match="do not make it up"):
+            bytes_of(TensorStorageMetadata(properties, torch.Size(shape), other))
+    if len(boxes) > 1:
+        other_boxes = [box for box in boxes if box is not lost]
+        moved = next((box for box in other_boxes if box.sizes == lost.sizes), None)
+        if moved is not None:
+            with pytest.raises(ValueError, match="do not make it up"):
+                bytes_of(TensorStorageMetadata(properties, torch.Size(shape), [*other_boxes, moved]))
+
+
+def test_an_empty_tensor_needs_no_piece() -> None:
+    properties = TensorProperties(dtype=torch.float32)
+    empty = ChunkStorageMetadata(torch.Size([1, 0]), torch.Size([1, 0]))
+    assert tensors._bytes_of("x", TensorStorageMetadata(properties, torch.Size([2, 0]), [empty])) == 0

@@ -11,6 +11,7 @@ import fsspec
 import pytest
 
 from shardpipe.errors import ConfigError, StoreError
+from shardpipe.store import is_url
 from shardpipe.train.checkpoints import Checkpoints, Keep
 from shardpipe.train.checkpoints import storage as storage_module
 from shardpipe.train.checkpoints.storage import Storage, storage_at
@@ -19,6 +20,7 @@ from tests.train.checkpoints.saved import save
 
 FIRST, SECOND = f"{4:012d}", f"{8:012d}"
 MARKER = "checkpoint.json"
+TENSORS, MORE = "rank0-0.safetensors", "tensors.json"
 
 
 @pytest.fixture(params=["folder", "memory", "s3"])
@@ -34,8 +36,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 
 def write(storage: Storage, name: str, *, complete: bool = True, content: bytes = b"content") -> None:
     storage.begin(name, len(content))
-    storage.write(name, "tensors", content)
-    storage.write(name, "more", b"")
+    storage.write(name, TENSORS, content)
+    storage.write(name, MORE, b"")
     if complete:
         storage.complete(name, b"marker of " + content)
 
@@ -55,7 +57,7 @@ def test_what_is_complete_is_there(place: str) -> None:
     storage.complete(FIRST, b"marker")
     assert storage.names() == [FIRST]
     found = storage.open(FIRST)
-    assert (found.read("tensors"), found.read("more"), found.read(MARKER)) == (b"content", b"", b"marker")
+    assert (found.read(TENSORS), found.read(MORE), found.read(MARKER)) == (b"content", b"", b"marker")
     assert found.url == f"{place}/{FIRST}"
     storage.mark(FIRST, b"another")
     assert storage.open(FIRST).read(MARKER) == b"another"
@@ -67,7 +69,7 @@ def test_what_was_left_half_written_makes_way(place: str) -> None:
     write(storage, SECOND)
     assert storage.names() == [SECOND]
     with pytest.raises(StoreError):
-        storage.open(FIRST).read("tensors")
+        storage.open(FIRST).read(TENSORS)
     write(storage, SECOND, complete=False, content=b"once more")
     storage.abandon(SECOND)
     write(storage, FIRST)
@@ -78,11 +80,11 @@ def test_one_of_the_same_name_is_replaced(place: str) -> None:
     storage = storage_at(place)
     write(storage, FIRST)
     storage.begin(FIRST, 5)
-    storage.write(FIRST, "tensors", b"other")
+    storage.write(FIRST, TENSORS, b"other")
     storage.complete(FIRST, b"marker of other")
-    assert storage.open(FIRST).read("tensors") == b"other"
+    assert storage.open(FIRST).read(TENSORS) == b"other"
     with pytest.raises(StoreError, match="there is no such file"):
-        storage.open(FIRST).read("more")
+        storage.open(FIRST).read(MORE)
 
 
 def test_one_is_removed_or_set_aside(place: str) -> None:
@@ -94,10 +96,10 @@ def test_one_is_removed_or_set_aside(place: str) -> None:
     aside = storage.set_aside(SECOND)
     assert storage.names() == []
     assert storage_at(aside).names() == [SECOND]
-    assert storage_at(aside).open(SECOND).read("tensors") == b"content"
+    assert storage_at(aside).open(SECOND).read(TENSORS) == b"content"
     write(storage, SECOND, content=b"later")
     storage.set_aside(SECOND)
-    assert storage_at(aside).open(SECOND).read("tensors") == b"later"
+    assert storage_at(aside).open(SECOND).read(TENSORS) == b"later"
 
 
 def test_checkpoints_are_saved_read_and_pruned_there(place: str) -> None:
@@ -115,10 +117,17 @@ def test_checkpoints_are_saved_read_and_pruned_there(place: str) -> None:
 
 def test_what_others_have_put_there_is_left_alone(place: str) -> None:
     storage = storage_at(place)
-    write(storage, FIRST)
-    write(storage, "my-best")
+    theirs = ["2023", "000000000016", "my-best", ".tmp-mine", "8"]
+    for name in theirs:
+        if is_url(place):
+            fsspec.filesystem(place.partition(":")[0]).pipe(f"{place}/{name}/speech.tar", b"speech")
+        else:
+            (Path(place) / name).mkdir(parents=True)
+            (Path(place) / name / "speech.tar").write_bytes(b"speech")
     save(place, 8, 12, keep=Keep(newest=1))
-    assert sorted(storage.names()) == [f"{12:012d}", "my-best"]
+    assert Checkpoints(place, keep=Keep()).counts() == [12]
+    for name in theirs if is_url(place) else theirs[2:]:
+        assert storage.open(name).read("speech.tar") == b"speech"
 
 
 def test_a_url_with_credentials_is_refused() -> None:

@@ -137,8 +137,17 @@ def test_an_average_of_several(run: Path, tmp_path: Path, capsys: pytest.Capture
         (["export", "RUN", "--at", "9"], 2, "at is 9, but no checkpoint is there; there are 8, "),
         (["export", "RUN", "--best", "wer", "-o", "s3://bucket/x"], 2, "it must be a path of this machine"),
         (["export", "NOWHERE"], 1, "is no complete checkpoint"),
-        (["average", "RUN"], 2, "Give one of the two"),
-        (["average", "RUN", "--best", "1", "--newest", "1"], 2, "Give one of the two"),
+        (["average", "RUN"], 2, "it does not say which checkpoints to take. Give either --best N"),
+        (
+            ["average", "RUN", "--best", "1", "--newest", "1"],
+            2,
+            "it does not say which checkpoints to take. Give either --best N",
+        ),
+        (["average", "RUN", "--newest", "2", "--by", "wer"], 2, "it does not say which checkpoints to take"),
+        (["export", "RUN", "--at", "8", "--best", "loss"], 2, "best is loss. Give one of the two."),
+        (["export", "RUN", "-o", "/dev/null"], 2, "it must name a file"),
+        (["export", "RUN", "-o", "."], 2, "it must name a file"),
+        (["export", "RUN", "-o", "RUN/"], 2, "it must name a file"),
         (["average", "RUN", "--best", "0"], 2, "it must be at least 1"),
         (["average", "RUN", "--best", "9"], 2, "have a loss on validation data. Ask for fewer"),
         (["average", "RUN", "--newest", "9"], 2, "checkpoints. Keep more: --keep"),
@@ -149,7 +158,7 @@ def test_an_average_of_several(run: Path, tmp_path: Path, capsys: pytest.Capture
 def test_what_cannot_be_done_is_one_line(
     done: Path, tmp_path: Path, arguments: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = {"RUN": str(done), "NOWHERE": str(tmp_path / "nowhere")}
+    names = {"RUN": str(done), "RUN/": f"{done}/", "NOWHERE": str(tmp_path / "nowhere")}
     assert main([names.get(argument, argument) for argument in arguments]) == code
     found = capsys.readouterr().err
     assert said in found

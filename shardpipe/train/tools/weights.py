@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
@@ -12,15 +12,16 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from shardpipe.errors import ConfigError, ShardpipeError
-from shardpipe.store import is_url, only_local, write_file, writing
+from shardpipe.store import is_url, is_utf8, only_local, write_file, writing
 from shardpipe.train.checkpoints import Checkpoint, Checkpoints, best_of, read_checkpoint, read_weights
-from shardpipe.train.config import Figure
+from shardpipe.train.config import Figure, TrainConfig
 from shardpipe.train.run import checkpoints_of, last_settings
 from shardpipe.train.task import SIZES, CharTokenizer
 
 __all__ = ["average", "export"]
 
 _SUFFIX = ".safetensors"
+_ONE_RUN = "Average checkpoints of one run."
 _PLACES = {
     *("data", "out", "valid", "units", "cache_dir", "checkpoints", "resume", "init_from"),
     *("servers", "token_file", "tls_ca"),
@@ -34,6 +35,9 @@ def export(run: str, out: str | None, *, at: int | None = None, best: Figure | N
 
     `run` may be a single checkpoint, too. Raises ShardpipeError.
     """
+    path = _file(run, out, "model")
+    if at is not None and best is not None:
+        raise ConfigError("at", at, f"best is {best}", fix="Give one of the two.")
     checkpoints = checkpoints_of(run)
     counts = checkpoints.counts()
     if at is not None:
@@ -47,7 +51,7 @@ def export(run: str, out: str | None, *, at: int | None = None, best: Figure | N
         found = checkpoints.read(counts[-1])
     else:
         found = read_checkpoint(run)
-    return _write(run, out, "model", [found])
+    return _write(path, run, [found])
 
 
 def average(
@@ -58,19 +62,22 @@ def average(
 
     Raises ShardpipeError, also where there are fewer.
     """
-    checkpoints = checkpoints_of(run)
-    if (best is None) == (newest is None):
-        raise ConfigError("best", best, f"newest is {newest}", fix="Give one of the two, and a number.")
+    path = _file(run, out, "average")
+    if (best is None) == (newest is None) or (by is not None and best is None):
+        given = {name: value for name, value in (("best", best), ("newest", newest), ("by", by)) if value is not None}
+        fix = "Give either --best N, with a figure by --by, or --newest N."
+        raise ConfigError("choice", given, "it does not say which checkpoints to take", fix=fix)
     name, number = ("best", best) if newest is None else ("newest", newest)
     assert number is not None
     if number < 1:
         raise ConfigError(name, number, "it must be at least 1")
+    checkpoints = checkpoints_of(run)
     if newest is None:
-        return _write(run, out, "average", _best(checkpoints, number, by or checkpoints.keep.by))
+        return _write(path, run, _best(checkpoints, number, by or checkpoints.keep.by))
     counts = checkpoints.counts()[-number:]
     if len(counts) < number:
         raise ConfigError("newest", number, f"there are {len(counts)} checkpoints", fix="Keep more: --keep.")
-    return _write(run, out, "average", [checkpoints.read(count) for count in counts])
+    return _write(path, run, [checkpoints.read(count) for count in counts])
 
 
 def _best(checkpoints: Checkpoints, number: int, by: Figure) -> list[Checkpoint]:
@@ -81,29 +88,48 @@ def _best(checkpoints: Checkpoints, number: int, by: Figure) -> list[Checkpoint]
     return [checkpoints.read(count) for count in sorted(counts)]
 
 
-def _write(run: str, out: str | None, name: str, found: Sequence[Checkpoint]) -> Path:
-    if out is None and is_url(run):
-        raise ConfigError("output", None, "a URL is no folder to write to", fix="Give one, like -o model.safetensors.")
-    path = Path(only_local("output", f"{run}/{name}{_SUFFIX}" if out is None else out))
-    for other in found[1:]:
-        found[0].identity.check(other.identity, other.where)
-    weights = _mean(found)
+def _file(run: str, out: str | None, name: str) -> Path:
+    """Where to write to. Raises ConfigError for what is no file, or none of this machine, before anything is read."""
+    if out is None:
+        if is_url(run):
+            fix = "Give one, like -o model.safetensors."
+            raise ConfigError("output", None, "a URL is no folder to write to", fix=fix)
+        out = str(Path(only_local("run", run)) / f"{name}{_SUFFIX}")
+    path = Path(only_local("output", out))
+    named = path.name.removesuffix(_SUFFIX) not in ("", "..") and not out.endswith("/") and is_utf8(out)
+    if not named or (path.exists() and not path.is_file()):
+        raise ConfigError("output", out, "it must name a file", fix="Like -o model.safetensors.")
+    return path
+
+
+def _write(path: Path, run: str, found: Sequence[Checkpoint]) -> Path:
     identity = found[0].identity
-    trained = (None if is_url(run) else last_settings(run)) or {}
+    for other in found[1:]:
+        if other.identity != identity:
+            what = f"is of another model, other units or another rate than {found[0].where}"
+            raise ShardpipeError(what, where=other.where, fix=_ONE_RUN)
+    weights = _mean(found)
+    trained = (None if is_url(run) else last_settings(only_local("run", run))) or {}
+    names = {setting.name for setting in fields(TrainConfig)} - _PLACES
     settings = {
         "checkpoints": [checkpoint.consumed_samples for checkpoint in found],
         "model": identity.model,
         "architecture": asdict(SIZES[identity.model]) if identity.model in SIZES else None,
         "units": len(identity.units),
         "sample_rate": identity.sample_rate,
-        "training": {name: value for name, value in trained.items() if name not in _PLACES},
+        "training": {
+            name: value
+            for name, value in trained.items()
+            if name in names and isinstance(value, str | int | float | None)
+        },
     }
-    beside = path.with_name(path.name.removesuffix(_SUFFIX))
+    tokenizer = CharTokenizer.saved(identity.units, found[0].where)
+    beside = path.name.removesuffix(_SUFFIX)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    CharTokenizer(identity.units).save(beside.with_name(f"{beside.name}.units.txt"))
+    tokenizer.save(path.with_name(f"{beside}.units.txt"))
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-    write_file(beside.with_name(f"{beside.name}.config.yaml"), text.encode())
+    write_file(path.with_name(f"{beside}.config.yaml"), text.encode())
     write_file(path, to_safetensors(weights, {"format": "pt"}))
     return path
 
@@ -116,7 +142,7 @@ def _mean(found: Sequence[Checkpoint]) -> dict[str, Tensor]:
         others = read_weights(checkpoint)
         if differ := {name for name in weights.keys() | others.keys() if _kind(weights, name) != _kind(others, name)}:
             what = f"has another {min(differ)} than {found[0].where}"
-            raise ShardpipeError(what, where=checkpoint.where, fix="Average checkpoints of one run.")
+            raise ShardpipeError(what, where=checkpoint.where, fix=_ONE_RUN)
         for name, total in sums.items():
             total += others[name]
         weights = others
