@@ -99,7 +99,7 @@ class Checkpoints:
         is kept for no other reason.
         """
         whole = self.whole()
-        oldest = min(saved, *list(whole)[-self.keep.newest :])
+        oldest = min([saved, *list(whole)[-self.keep.newest :]])
         reasons = kept(whole, self.keep)
         for count in self.counts():
             if count < oldest and count not in reasons:

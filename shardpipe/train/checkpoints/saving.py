@@ -56,6 +56,7 @@ class Saver:
         self._copies: dict[str, Tensor] = {}
         self._writing: Future[None] | None = None
         self._marking: Future[None] | None = None
+        self._failed: int | None = None
         self._written: list[Written] = []
 
     def save(self, model: nn.Module, optimizer: Optimizer, checkpoint: Checkpoint) -> None:
@@ -96,6 +97,10 @@ class Saver:
         """
         self._marking = self._thread.submit(self._mark, consumed_samples, valid)
 
+    def prune(self, consumed_samples: int) -> None:
+        """Deletes what is no longer to be kept, as after a save there. For the main process."""
+        self._marking = self._thread.submit(self._prune, consumed_samples)
+
     def close(self) -> None:
         """Ends the thread when it has written all that it was given."""
         self._thread.shutdown()
@@ -129,6 +134,7 @@ class Saver:
             alone = maybe_alone(save, self._group is None)
             save({}, storage_writer=writer, planner=planner, process_group=self._group, **alone)
         except (CheckpointException, Exception) as error:  # the first is none of the second
+            self._failed = count
             if self._world.is_main:
                 storage.abandon(name_of(count))
             cause = cause_of(error)
@@ -142,6 +148,8 @@ class Saver:
             self._prune(count)
 
     def _mark(self, count: int, valid: Mapping[str, float | None]) -> None:
+        if count == self._failed:
+            return
         try:
             self._checkpoints.mark_evaluated(count, valid)
         except StoreError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from shardpipe.store import Count, parsed, write_file
 from shardpipe.train.logs.board import Board
 from shardpipe.train.logs.whole import WholeAppends
 
-__all__ = ["JsonLines", "Recorder", "cut_back"]
+__all__ = ["JsonLines", "Recorder", "cut_back", "last_saved"]
 
 _SERVICE = ("servers", "server_retries", "server_hedges")
 _CURVES = {
@@ -64,6 +65,17 @@ def cut_back(path: Path, consumed_samples: int, *, evaluated: bool = True) -> in
     if (rest := b"".join(kept)) != data:
         write_file(path, rest)
     return len(lines) - len(kept)
+
+
+def last_saved(path: Path) -> int | None:
+    """The count of the latest checkpoint that a metrics.jsonl tells of; None if it tells of none."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    for line in reversed(lines):
+        with suppress(ValueError):
+            record = parsed(line, _Line)
+            if record.event in ("checkpoint", "resume"):
+                return record.consumed_samples
+    return None
 
 
 def _within(line: bytes, consumed_samples: int, evaluated: bool) -> bool:

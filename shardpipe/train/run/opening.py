@@ -14,7 +14,7 @@ import msgspec
 
 from shardpipe import ShardLoader
 from shardpipe.errors import ConfigError, ResumeMismatch, StoreError
-from shardpipe.store import writing
+from shardpipe.store import is_url, writing
 from shardpipe.train.checkpoints import FORMAT, Checkpoint, Checkpoints, Keep, Progress, Saver, damaged, restore
 from shardpipe.train.config import TrainConfig
 from shardpipe.train.engines import World
@@ -37,6 +37,8 @@ def open_run(config: TrainConfig, world: World, display: Display) -> Iterator[Ru
     """
     with ExitStack() as stack:
         world.from_main(lambda: stack.enter_context(_locked(Path(config.out))))
+        if not is_url(place := config.checkpoints_at) and Path(place).resolve().parent != Path(config.out).resolve():
+            world.from_main(lambda: stack.enter_context(_locked(Path(place))))
         yield _opened(config, world, display, stack)
 
 
@@ -82,6 +84,8 @@ def _opened(config: TrainConfig, world: World, display: Display, stack: ExitStac
         saver.wait()
         saver.written()  # not a checkpoint of the training to come
     world.from_main(lambda: _prepare_folder(config, start, checkpoints, tokenizer, display))
+    if world.is_main and start.resumes:
+        saver.prune(start.samples)  # a run that was killed may not have come to it
     recorder = keys = None
     if world.is_main:
         recorder = Recorder(folder, consumed_samples=start.samples)

@@ -203,7 +203,7 @@ class Run:
         )
         self.saver.save(self.learner.model, self.learner.optimizer, checkpoint)
         self._saved_at, self._saved_time = count, time.monotonic()
-        self._held[count] = time.monotonic() - began
+        self._held = {count: time.monotonic() - began}
 
     def _settle(self) -> bool:
         """Waits for the checkpoint that is being written, and returns whether it is complete. If not, for a reason that
@@ -214,7 +214,6 @@ class Run:
         except StoreError as error:
             if not error.transient:
                 raise
-            self._held.clear()
             self.record("checkpoint_failed", self._saved_at, reason=str(error))
             self.display.say(
                 f"sample {self._saved_at}  a checkpoint was not written, and another one is begun: {error}"
@@ -234,7 +233,7 @@ class Run:
     def _note_written(self) -> None:
         for written in self.saver.written():
             count = written.consumed_samples
-            self.record("checkpoint", count, seconds=self._held.pop(count), writing=written.seconds)
+            self.record("checkpoint", count, seconds=self._held.pop(count, 0.0), writing=written.seconds)
 
     def evaluate(self) -> None:
         """Loss and error rates on the validation data: recorded, shown, and noted in the checkpoint of this moment."""
@@ -270,7 +269,9 @@ class Run:
         """Says what a stopped run needs. Raises StoreError if the last checkpoint cannot be written."""
         self._wait_saved()
         self.record("stop", self.loader.consumed_samples)
+        named = {"--resume": self.config.resume != "auto", "--resume-samples": self.config.resume_samples is not None}
+        without = "".join(f", without {flag}," for flag, given in named.items() if given)
         self.display.say(
-            f"stopped at sample {self.loader.consumed_samples} of {self.total}, saved in {self.saver.url}; "
-            "the same command goes on from there"
+            f"stopped at sample {self.loader.consumed_samples} of {self.total}, saved in {self.saver.url}; the same "
+            f"command{without} goes on from there"
         )

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shardpipe.errors import ConfigError, StoreError
-from shardpipe.train.checkpoints import Checkpoint, Checkpoints, Keep, read_checkpoint
+from shardpipe.train.checkpoints import Checkpoint, Checkpoints, Keep
 from shardpipe.train.config import TrainConfig
+from shardpipe.train.logs import last_saved
 from shardpipe.train.run.settings import found_at, last_settings
 
 __all__ = ["Start", "find_start"]
@@ -57,27 +58,33 @@ def find_start(config: TrainConfig, checkpoints: Checkpoints, say: Callable[[str
         if counts or (out / "metrics.jsonl").exists():
             rule = f"{out} holds a run already"
             raise ConfigError("resume", "never", rule, fix="Choose another --out, or go on with --resume auto.")
-        return _fresh(config, counts)
+        return _fresh(config, counts, say)
     if config.resume != "auto":
         return _back_to(found_at(config.resume, say))
     if wanted is not None and wanted in counts:
         return _back_to(checkpoints.read(wanted))
     if wanted is not None and config.init_from is None:
-        return replace(_fresh(config, counts), goes_back=True)
+        return replace(_fresh(config, counts, say), goes_back=True)
     newest = checkpoints.newest(say)
     if newest is not None:
         return Start(samples=newest.consumed_samples, checkpoint=newest, resumes=True)
     if counts:
-        fix = "Remove them to start anew, or name another with --resume PATH."
+        fix = "Name another with --resume PATH, or begin anew with --resume-samples 0."
         raise StoreError("none of the checkpoints is whole", url=checkpoints.url, fix=fix)
-    return _fresh(config, counts)
+    if (lost := last_saved(out / "metrics.jsonl")) is not None and wanted is None:
+        fix = "Give their place with --checkpoints, or begin anew with --resume-samples 0."
+        raise StoreError(
+            f"there is no checkpoint, and the run in {out} has had one at sample {lost}", url=checkpoints.url, fix=fix
+        )
+    return _fresh(config, counts, say)
 
 
 def _check_place(config: TrainConfig) -> None:
     """Raises ConfigError where the run has its checkpoints elsewhere: it would go on from others, or none."""
     now, default = config.checkpoints_at, str(Path(config.out) / "checkpoints")
-    before = (last_settings(config.out) or {}).get("checkpoints") or default
-    if not isinstance(before, str) or before == now or Path(before).absolute() == Path(now).absolute():
+    said = (last_settings(config.out) or {}).get("checkpoints")
+    before = said if isinstance(said, str) else default
+    if before == now or Path(before).absolute() == Path(now).absolute():
         return
     if counts := Checkpoints(before, keep=Keep()).counts():
         rule = f"the run has its own, {counts[-1]} samples and before, in {before}"
@@ -85,10 +92,10 @@ def _check_place(config: TrainConfig) -> None:
         raise ConfigError("checkpoints", now, rule, fix=fix)
 
 
-def _fresh(config: TrainConfig, counts: list[int]) -> Start:
+def _fresh(config: TrainConfig, counts: list[int], say: Callable[[str], None]) -> Start:
     samples = config.resume_samples or 0
     if config.init_from is not None:
-        return Start(samples=samples, checkpoint=read_checkpoint(config.init_from))
+        return Start(samples=samples, checkpoint=found_at(config.init_from, say))
     if samples:
         found = f"there are checkpoints at {', '.join(map(str, counts))}" if counts else "there is no checkpoint"
         fix = "Choose one of these, or give the model and the optimizer with --init-from." if counts else ""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from shardpipe.errors import StoreError
+from shardpipe.store import LocalStore, Stat
 from shardpipe.train.checkpoints import Checkpoints, Keep, read_checkpoint
+from shardpipe.train.schedule import Amount
 from tests.train.checkpoints import saved
 
 
@@ -85,3 +89,38 @@ def test_one_that_was_just_saved_is_kept_whatever_comes_later(tmp_path: Path) ->
     save(tmp_path, 4, 8, 12)
     save(tmp_path, 6, keep=1)
     assert counts(tmp_path) == [6, 8, 12]
+
+
+def test_names_that_are_no_counts_are_no_checkpoints(tmp_path: Path) -> None:
+    save(tmp_path, 4)
+    for name in ("8", "0000000000008", "best", "\u0661" * 12, ".tmp-000000000008"):
+        shutil.copytree(tmp_path / f"{4:012d}", tmp_path / name)
+    assert counts(tmp_path) == [4]
+
+
+def test_a_fault_that_may_pass_costs_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 4, 8)
+    checkpoints = Checkpoints(str(tmp_path), keep=Keep(newest=1, every=Amount(count=4, unit="samples")))
+    real = LocalStore.stat
+
+    def stat(store: LocalStore, name: str) -> Stat:
+        if "000000000004" in store.url and name == "tensors.json":
+            raise StoreError("is away", url=store.url, fix="", transient=True)
+        return real(store, name)
+
+    monkeypatch.setattr(LocalStore, "stat", stat)
+    with pytest.raises(StoreError, match="is away"):
+        checkpoints.prune(8)
+    with pytest.raises(StoreError, match="is away"):
+        checkpoints.whole()
+    monkeypatch.undo()
+    checkpoints.prune(8)
+    assert counts(tmp_path) == [4, 8]
+
+
+def test_where_none_is_whole_nothing_is_deleted(tmp_path: Path) -> None:
+    save(tmp_path, 4, 8)
+    for count in (4, 8):
+        tear(tmp_path, count, "cut")
+    Checkpoints(str(tmp_path), keep=Keep(newest=1)).prune(4)
+    assert counts(tmp_path) == [4, 8]

@@ -174,3 +174,29 @@ def test_names_in_a_checkpoint_do_not_leave_it(
     assert code == 1
     assert f"{checkpoint}: it is damaged" in said
     assert repr(name) in said
+
+
+def without_pieces(metadata: dcp.Metadata) -> None:
+    for found in metadata.state_dict_metadata.values():
+        if isinstance(found, dcp.TensorStorageMetadata):
+            found.chunks = []
+
+
+def of_no_size(metadata: dcp.Metadata) -> None:
+    for found in metadata.state_dict_metadata.values():
+        if isinstance(found, dcp.TensorStorageMetadata):
+            found.size = None  # type: ignore[assignment]
+
+
+def of_no_kind(metadata: dcp.Metadata) -> None:
+    metadata.state_dict_metadata = ["x"]  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("change", [without_pieces, of_no_size, of_no_kind])
+def test_tensors_that_are_not_all_there(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], change: Callable[[dcp.Metadata], None]
+) -> None:
+    planted_metadata(checkpoint, change)
+    for code, said in (resumed(checkpoint, capsys), (main(["export", str(checkpoint)]), capsys.readouterr().err)):
+        assert code == 1
+        assert f"{checkpoint}: is damaged" in said

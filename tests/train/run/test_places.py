@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import signal
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+import yaml
 
 from shardpipe.store import Retry
 from shardpipe.store.remote import writing
@@ -136,3 +138,60 @@ def test_checkpoints_in_another_place_than_before(
     assert main(other) == 0
     assert events(tmp_path / "tuned", "step")[0]["step"] == 1
     fsspec.filesystem("memory").store.clear()
+
+
+def test_a_run_of_an_older_version_that_is_to_save_elsewhere(
+    data: Path, done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its config.yaml says nothing of places; nor does one that cannot be read."""
+    out = Path(shutil.copytree(done, tmp_path / "run"))
+    settings = yaml.safe_load((out / "config.yaml").read_bytes())
+    del settings["checkpoints"]
+    for content in (yaml.safe_dump(settings), "[", "- 1", "checkpoints: 3"):
+        (out / "config.yaml").write_text(content)
+        assert main(flags(data, out, "--checkpoints", str(tmp_path / "elsewhere"))) == 2
+        assert "the run has its own, 24 samples and before" in capsys.readouterr().err
+    assert events(out, "step") == events(done, "step")
+
+
+def test_checkpoints_that_are_lost_are_no_reason_to_begin_anew(
+    data: Path, done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(shutil.copytree(done, tmp_path / "run"))
+    shutil.rmtree(out / "checkpoints")
+    assert main(flags(data, out)) == 1
+    assert f"there is no checkpoint, and the run in {out} has had one at sample 24" in capsys.readouterr().err
+    assert outcome(out) == outcome(done)
+    assert main(flags(data, out, "--init-from", str(done))) == 1
+    assert main(flags(data, out, "--resume-samples", "0")) == 0
+    assert outcome(out) == outcome(done)
+    assert main(flags(data, tmp_path / "tuned", "--init-from", str(done))) == 0
+    assert events(tmp_path / "tuned", "step")[0]["step"] == 1
+
+
+def test_one_place_is_one_runs_at_a_time(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "kept").mkdir()
+    with (tmp_path / "kept" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main(flags(data, tmp_path / "run", "--checkpoints", str(tmp_path / "kept"))) == 1
+    assert f"{tmp_path}/kept: another process is training there" in capsys.readouterr().err
+
+
+def test_a_place_is_the_same_however_it_is_written(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "run"
+    assert main(flags(data, out, "--checkpoints", "kept")) == 0
+    assert main(["checkpoints", str(out)]) == 0
+    (tmp_path / "inner").mkdir()
+    for place in (f"{tmp_path}/kept/", f"file://{tmp_path}/kept", "./kept"):
+        assert main(flags(data, out, "--checkpoints", place)) == 0
+        assert "going on at sample 24" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path / "inner")
+    assert main(["checkpoints", str(out)]) == 0
+    assert main(flags(data, out, "--checkpoints", "kept")) == 2
+    assert f"the run has its own, 24 samples and before, in {tmp_path}/kept" in capsys.readouterr().err
+    assert main(flags(data, tmp_path / "other", "--resume", str(out))) == 0
+    assert "going on at sample 24" in capsys.readouterr().err
+    assert Checkpoints(f"{tmp_path}/other/checkpoints", keep=Keep()).counts() == [24], "its own, from the start"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import fcntl
 import json
 import math
+import os
 import resource
 import shutil
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from shardpipe.pack import pack
+from shardpipe.train.checkpoints.marker import marker_of, parse_marker
 from shardpipe.train.cli import main
 from shardpipe.train.config import TrainConfig
 from shardpipe.train.schedule import Amount, Schedule
@@ -240,6 +242,36 @@ def test_a_checkpoint_of_another_run_is_refused_by_the_fields_name(
     assert f"{field} was " in said
     assert "Traceback" not in said
     assert snapshot(run) == before
+
+
+def test_all_that_differs_is_said_at_once(run: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert again(data, run, "--seed", "4", "--window", "4", "--model", "small") == 1
+    said = capsys.readouterr().err
+    assert "seed was 3 when saved and is 4 now; window was 8 when saved and is 4 now; model was 'tiny'" in said
+    assert f"{run}/checkpoints/000000000040: " in said
+    assert "Give the same --model, or a new --out." in said
+
+
+def test_a_loaders_state_that_is_none_names_its_checkpoint(
+    run: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = run / "checkpoints" / "000000000040" / "checkpoint.json"
+    found = parse_marker(file.read_bytes(), "")
+    file.write_bytes(marker_of(replace(found, loader={**found.loader, "plan": {"window": "x"}})))
+    assert again(data, run) == 1
+    said = capsys.readouterr().err
+    assert f"{run}/checkpoints/000000000040: is damaged: state of its loader" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", ["a: !!timestamp foo", "a: !!int ''", "[" * 5000, "keep: 1.5", "best_by: [x]", "3"])
+def test_whatever_config_yaml_holds(run: Path, data: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "config.yaml").write_text(content)
+    assert main(["checkpoints", str(run)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 6
+    (run / "config.yaml").unlink()
+    os.mkfifo(run / "config.yaml")
+    assert main(["checkpoints", str(run)]) == 0
 
 
 def test_another_batch_size_is_no_other_run(run: Path, data: Path) -> None:
