@@ -87,10 +87,11 @@ def killed_together(
     engine: str,
     epochs: int = 1,
     delay: float = 0.0,
+    save_every: str = "2steps",
     **how: Any,
 ) -> None:
     flags = [*FLAGS, "--data", str(data), "--valid", str(valid), "--epochs", str(epochs), "--sub-epochs", "2"]
-    flags += ["--save-every", "2steps", "--accumulate", "2", "--batch-size", "2", "--engine", engine]
+    flags += ["--save-every", save_every, "--accumulate", "2", "--batch-size", "2", "--engine", engine]
     finish(folder / "whole", flags, **how)
     out = folder / "killed"
     for moment in moments:
@@ -126,7 +127,9 @@ def test_killed_together_five_times_they_end_in_the_same_bits(
     print("the moments are drawn from", seed)
     draw = random.Random(seed)
     moments = sorted(draw.sample(range(8, 2 * SAMPLES - 24), 5))
-    killed_together(data, valid, tmp_path, moments, engine=engine, epochs=2, delay=draw.uniform(0, 0.2), processes=2)
+    # After every step, so that as a rule one is being written.
+    often = {"epochs": 2, "delay": draw.uniform(0, 0.2), "save_every": "1steps"}
+    killed_together(data, valid, tmp_path, moments, engine=engine, processes=2, **often)
 
 
 def stopped_after(steps: int | None, config: TrainConfig, device: str) -> bool:

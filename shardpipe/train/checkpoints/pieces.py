@@ -10,13 +10,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import msgspec
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as from_safetensors
-from safetensors.torch import save as to_safetensors
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -38,7 +43,7 @@ __all__ = ["PiecesReader", "PiecesWriter", "read_index"]
 
 _INDEX = "tensors.json"
 _FILE_BYTES = 128 << 20
-"""A file holds more only where one tensor does: it is made, checked and sent as a whole, in memory."""
+"""A file holds more only where one tensor does: it is read as a whole, and sent to a URL from a temporary file."""
 _Dtype: TypeAlias = Literal[
     "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"
 ]
@@ -96,9 +101,8 @@ class PiecesWriter(StorageWriter):
         tensors: list[Any] = [planner.resolve_data(item) for item in plan.items]
         for number, items in enumerate(_in_files(zip(plan.items, tensors))):
             file = f"rank{self._rank}-{number}.safetensors"
-            data = to_safetensors({item.index.fqn: tensor for item, tensor in items})
-            self._storage.write(self._name, file, data)
-            written = Sum.of(data)
+            held = {item.index.fqn: tensor for item, tensor in items}
+            written = self._storage.write(self._name, file, partial(_save, held))
             for item, tensor in items:
                 at = [] if item.tensor_data is None else list(item.tensor_data.chunk.offsets)
                 piece = _Piece(file=file, at=at, shape=list(tensor.shape))
@@ -119,9 +123,19 @@ class PiecesWriter(StorageWriter):
             entries[result.index.fqn].pieces.append(piece)
             files[piece.file] = written
         index = json.dumps(msgspec.to_builtins(entries)).encode()
-        self._storage.write(self._name, _INDEX, index)
-        files[_INDEX] = Sum.of(index)
+        files[_INDEX] = self._storage.write(self._name, _INDEX, lambda path: path.write_bytes(index))
         self._storage.complete(self._name, self._marker(dict(sorted(files.items()))))
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    """Lets the training go on meanwhile, which making the bytes of a file first would not. Raises OSError."""
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        number = re.search(r"os error ([0-9]+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def _in_files(written: Iterable[tuple[Any, Tensor]]) -> Iterable[list[tuple[Any, Tensor]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -39,11 +38,9 @@ def verify(checkpoint: Checkpoint) -> Checkpoint:
     assert store is not None
     try:
         for name, written in checkpoint.files.items():
-            size = crc = 0
             with _as_damage(checkpoint, name):
-                for block in _blocks(store, name):
-                    size, crc = size + len(block), zlib.crc32(block, crc)
-            _check(checkpoint, name, Sum(size, crc), written)
+                found = Sum.of(_blocks(store, name))
+            _check(checkpoint, name, found, written)
     finally:
         close(store)
     return checkpoint
@@ -61,7 +58,7 @@ def read_file(checkpoint: Checkpoint, name: str) -> bytes:
     with _as_damage(checkpoint, name):
         # What has grown since it was checked may be of any size.
         data = checkpoint.store.read(name, 0, min(written.size, checkpoint.store.stat(name).size))
-    _check(checkpoint, name, Sum.of(data), written)
+    _check(checkpoint, name, Sum.of([data]), written)
     return data
 
 

@@ -55,7 +55,7 @@ class Saver:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._copies: dict[str, Tensor] = {}
         self._writing: Future[None] | None = None
-        self._marking: Future[None] | None = None
+        self._tending: list[Future[None]] = []
         self._failed: int | None = None
         self._written: list[Written] = []
 
@@ -95,17 +95,17 @@ class Saver:
 
         Where that fails it is said: a resume from there evaluates again.
         """
-        self._marking = self._thread.submit(self._mark, consumed_samples, valid)
+        self._tending.append(self._thread.submit(self._mark, consumed_samples, valid))
 
     def prune(self, consumed_samples: int) -> None:
         """Deletes what is no longer to be kept, as after a save there. For the main process."""
-        self._marking = self._thread.submit(self._prune, consumed_samples)
+        self._tending.append(self._thread.submit(self._prune, consumed_samples))
 
     def close(self) -> None:
-        """Ends the thread when it has written all that it was given."""
+        """Ends the thread when it has done all that it was given."""
         self._thread.shutdown()
-        if self._marking is not None:
-            self._marking.result()
+        for done in self._tending:
+            done.result()  # it says what it cannot do; anything else is a fault of ours
 
     def _copy(self, tensors: Mapping[str, Tensor]) -> None:
         """Into memory that is kept for the next time: to take it anew each time would take as long again."""

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Protocol
 
 from shardpipe.errors import StoreError
 from shardpipe.settings import size_text
 from shardpipe.store import Store, Uploads, flush, is_url, open_store, write_file, writing
-from shardpipe.train.checkpoints.marker import MARKER, count_of
+from shardpipe.train.checkpoints.marker import MARKER, Sum, count_of
 
 __all__ = ["Storage", "storage_at"]
 
@@ -48,8 +51,8 @@ class Storage(Protocol):
         left half written is removed.
         """
 
-    def write(self, name: str, file: str, data: bytes) -> None:
-        """A file of a checkpoint that is begun; any process may."""
+    def write(self, name: str, file: str, fill: Callable[[Path], object]) -> Sum:
+        """A file of a checkpoint that is begun, which `fill` writes to a path; any process may."""
 
     def complete(self, name: str, marker: bytes) -> None:
         """Makes what is written a checkpoint, in one step; one of that name is replaced."""
@@ -96,11 +99,12 @@ class _Folder:
                     fix=f"{fix} Then run the same command again: it goes on from the last one.",
                 )
 
-    def write(self, name: str, file: str, data: bytes) -> None:
+    def write(self, name: str, file: str, fill: Callable[[Path], object]) -> Sum:
         path = self._staged(name) / file
         with writing(path):
-            path.write_bytes(data)
+            fill(path)
             flush(path)
+            return _sum_of(path)
 
     def complete(self, name: str, marker: bytes) -> None:
         staged, final = self._staged(name), self._path / name
@@ -167,8 +171,14 @@ class _Url:
             if other == name or left:
                 self.remove(other)
 
-    def write(self, name: str, file: str, data: bytes) -> None:
-        self._there.write(data, f"{name}/{file}")
+    def write(self, name: str, file: str, fill: Callable[[Path], object]) -> Sum:
+        with TemporaryDirectory(prefix="shardpipe-") as folder:
+            path = Path(folder) / file
+            with writing(path):
+                fill(path)
+                found = _sum_of(path)
+            self._there.put(path, f"{name}/{file}")
+        return found
 
     def complete(self, name: str, marker: bytes) -> None:
         self.mark(name, marker)
@@ -193,6 +203,11 @@ class _Url:
     def _marker_first(self, name: str) -> list[str]:
         files = [file for file in self._there.listing(name) if _OURS.fullmatch(file.removeprefix(f"{name}/"))]
         return sorted(files, key=lambda file: file != f"{name}/{MARKER}")
+
+
+def _sum_of(path: Path) -> Sum:
+    with path.open("rb") as file:
+        return Sum.of(iter(partial(file.read, 1 << 20), b""))
 
 
 def storage_at(place: str) -> Storage:

@@ -75,7 +75,7 @@ def plant(folder: Path, files: dict[str, bytes]) -> None:
     found = parse_marker((folder / "checkpoint.json").read_bytes(), str(folder))
     for name, content in files.items():
         (folder / name).write_bytes(content)
-    sums = {**found.files, **{name: Sum.of(content) for name, content in files.items()}}
+    sums = {**found.files, **{name: Sum.of([content]) for name, content in files.items()}}
     (folder / "checkpoint.json").write_bytes(marker_of(Checkpoint(**{**vars(found), "files": sums})))
 
 

@@ -37,7 +37,7 @@ def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
         progress=progress,
         identity=identity,
         loader=loader,
-        files={name: Sum.of(content) for name, content in files.items()},
+        files={name: Sum.of([content]) for name, content in files.items()},
         format=request.param,
     )
     (path / "checkpoint.json").write_bytes(marker_of(checkpoint))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 from shardpipe.errors import StoreError
 from shardpipe.train.checkpoints import Checkpoints, Keep, Saver, read_checkpoint, read_weights
+from shardpipe.train.checkpoints.marker import Sum
 from shardpipe.train.checkpoints.saving import _share
 from shardpipe.train.engines import World
 from tests.train.checkpoints.saved import ALONE, facts, model_and_optimizer
@@ -28,12 +30,12 @@ class Gate:
         self.fault: Exception | None = None
         inner = checkpoints.storage.write
 
-        def write(name: str, file: str, data: bytes) -> None:
+        def write(name: str, file: str, fill: Callable[[Path], object]) -> Sum:
             self.reached.set()
             assert self.opens.wait(30)
             if self.fault is not None:
                 raise self.fault
-            inner(name, file, data)
+            return inner(name, file, fill)
 
         checkpoints.storage.write = write  # type: ignore[method-assign]
 

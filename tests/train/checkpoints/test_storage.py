@@ -36,8 +36,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 
 def write(storage: Storage, name: str, *, complete: bool = True, content: bytes = b"content") -> None:
     storage.begin(name, len(content))
-    storage.write(name, TENSORS, content)
-    storage.write(name, MORE, b"")
+    storage.write(name, TENSORS, lambda path: path.write_bytes(content))
+    storage.write(name, MORE, lambda path: path.write_bytes(b""))
     if complete:
         storage.complete(name, b"marker of " + content)
 
@@ -80,7 +80,7 @@ def test_one_of_the_same_name_is_replaced(place: str) -> None:
     storage = storage_at(place)
     write(storage, FIRST)
     storage.begin(FIRST, 5)
-    storage.write(FIRST, TENSORS, b"other")
+    storage.write(FIRST, TENSORS, lambda path: path.write_bytes(b"other"))
     storage.complete(FIRST, b"marker of other")
     assert storage.open(FIRST).read(TENSORS) == b"other"
     with pytest.raises(StoreError, match="there is no such file"):
