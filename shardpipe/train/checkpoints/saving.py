@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,6 +34,7 @@ __all__ = ["Saver", "Written"]
 
 _PATIENCE = timedelta(hours=1)
 """So long the quickest process waits for the slowest to have written its share."""
+_NICER = 10
 _FIX = "Check the place of the checkpoints, then run the same command again: it goes on from the last one."
 
 
@@ -52,7 +56,7 @@ class Saver:
         self._world = world
         self._say = say
         self._group = dist.new_group(backend="gloo", timeout=_PATIENCE) if dist.is_initialized() else None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint", initializer=_give_way)
         self._copies: dict[str, Tensor] = {}
         self._writing: Future[None] | None = None
         self._tending: list[Future[None]] = []
@@ -162,6 +166,13 @@ class Saver:
             self._checkpoints.prune(count)
         except StoreError as error:
             self._say(f"older checkpoints are not removed: {error}")
+
+
+def _give_way() -> None:
+    """Lets this thread run where the training leaves time: steps that fill all cores wait for the slowest of them."""
+    if sys.platform == "linux":  # elsewhere threads have no priority of their own
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICER)
 
 
 class _Planner(DefaultSavePlanner):

@@ -140,8 +140,8 @@ def _check_fits(checkpoint: Checkpoint, metadata: Metadata, tensors: Mapping[str
     ]
     if differ:
         error = ResumeMismatch.of_all(differ[:_SHOWN])
-        if more := len(differ) - _SHOWN:
-            error.what += f"; and so on, {more} more" if more > 0 else ""
+        if (more := len(differ) - _SHOWN) > 0:
+            error.what += f"; and so on, {more} more"
         raise error
 
 
