@@ -11,7 +11,7 @@ import fsspec
 import pytest
 
 from shardpipe.errors import ConfigError, StoreError
-from shardpipe.store import is_url
+from shardpipe.store import Uploads, is_url
 from shardpipe.train.checkpoints import Checkpoints, Keep
 from shardpipe.train.checkpoints import storage as storage_module
 from shardpipe.train.checkpoints.storage import Storage, storage_at
@@ -100,6 +100,32 @@ def test_one_is_removed_or_set_aside(place: str) -> None:
     write(storage, SECOND, content=b"later")
     storage.set_aside(SECOND)
     assert storage_at(aside).open(SECOND).read(TENSORS) == b"later"
+
+
+def test_what_is_being_removed_or_set_aside_is_no_checkpoint_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a URL files go one by one: the marker first, wherever that is cut short, and it is there last in `.aside`."""
+    place = f"memory://{tmp_path.name}"
+    storage = storage_at(place)
+    real_remove, real_copy = Uploads.remove, Uploads.copy
+
+    def remove(uploads: Uploads, name: str) -> None:
+        real_remove(uploads, name)
+        assert storage.names() == []
+
+    def copy(uploads: Uploads, name: str, to: str) -> None:
+        real_copy(uploads, name, to)
+        assert storage.names() == [FIRST]
+        assert storage_at(f"{place}/.aside").names() == ([FIRST] if name.endswith(MARKER) else [])
+
+    monkeypatch.setattr(Uploads, "remove", remove)
+    monkeypatch.setattr(Uploads, "copy", copy)
+    write(storage, FIRST)
+    storage.set_aside(FIRST)
+    write(storage, FIRST)
+    storage.remove(FIRST)
+    fsspec.filesystem("memory").store.clear()
 
 
 def test_checkpoints_are_saved_read_and_pruned_there(place: str) -> None:

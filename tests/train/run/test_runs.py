@@ -11,14 +11,17 @@ import shutil
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from shardpipe.errors import StoreError
 from shardpipe.pack import pack
 from shardpipe.train.checkpoints.marker import marker_of, parse_marker
+from shardpipe.train.checkpoints.storage import storage_at
 from shardpipe.train.cli import main
 from shardpipe.train.config import TrainConfig
 from shardpipe.train.schedule import Amount, Schedule
@@ -103,6 +106,33 @@ def test_done_is_done(run: Path, data: Path, capsys: pytest.CaptureFixture[str])
     assert again(data, run) == 0
     assert "done: 40 samples in 10 steps" in capsys.readouterr().err
     assert (outcome(run), markers(run)) == before
+
+
+def test_what_is_no_longer_to_be_kept_goes_as_a_run_goes_on(run: Path, data: Path) -> None:
+    """As it would have gone, had the run not been killed between a save and that."""
+    assert again(data, run, "--keep", "1", "--keep-every", "16samples") == 0
+    assert counts(run) == [16, 32, 40]
+
+
+def test_one_that_could_not_be_written_is_made_up_for_by_the_next_step(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = type(storage_at("folder"))
+    real, asked = storage.begin, []
+
+    def begin(self: Any, name: str, size: int) -> None:
+        asked.append(name)
+        if len(asked) == 1:
+            raise StoreError("is away", url="there", fix="", transient=True)
+        real(self, name, size)
+
+    monkeypatch.setattr(storage, "begin", begin)
+    assert again(data, tmp_path / "run", "--save-every", "1000steps", "--sub-epochs", "2") == 0
+    (failed,) = events(tmp_path / "run", "checkpoint_failed")
+    assert failed["reason"] == "there: is away"
+    half = failed["consumed_samples"]
+    assert half < min(counts(tmp_path / "run")) < SAMPLES
+    assert "a checkpoint was not written, and another one is begun: there: is away" in capsys.readouterr().err
 
 
 def test_more_epochs_go_on_from_the_end(run: Path, data: Path) -> None:
