@@ -62,7 +62,7 @@ def test_fsdp_of_two_trains_as_ddp_of_two(flags: list[str], alone: Path, tmp_pat
 
 def test_a_run_changes_engine_and_world(flags: list[str], alone: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    kill_at(out, 36, [*flags, "--engine", "fsdp"], processes=2)
+    kill_at(out, 36, [*flags, "--engine", "fsdp"], processes=2, when=lambda: bool(markers(out)))
     trained(out, [*flags, "--engine", "ddp", "--epochs", "1"])
     finish(out, [*flags, "--engine", "fsdp"], processes=2)
     assert len(events(out, "resume")) == 2

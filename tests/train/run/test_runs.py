@@ -9,6 +9,7 @@ import os
 import resource
 import shutil
 import sys
+from concurrent.futures import wait
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from shardpipe.errors import StoreError
 from shardpipe.pack import pack
+from shardpipe.train.checkpoints import Saver
 from shardpipe.train.checkpoints.marker import marker_of, parse_marker
 from shardpipe.train.checkpoints.storage import storage_at
 from shardpipe.train.cli import main
@@ -126,7 +128,14 @@ def test_one_that_could_not_be_written_is_made_up_for_by_the_next_step(
             raise StoreError("is away", url="there", fix="", transient=True)
         real(self, name, size)
 
+    def has_failed(saver: Saver) -> bool:
+        """At once, however slow the thread that writes is beside the steps of so small a model."""
+        wait([saver._writing] if saver._writing else [])
+        return bool(real_has_failed.__get__(saver))
+
+    real_has_failed = Saver.has_failed
     monkeypatch.setattr(storage, "begin", begin)
+    monkeypatch.setattr(Saver, "has_failed", property(has_failed))
     assert again(data, tmp_path / "run", "--save-every", "1000steps", "--sub-epochs", "2") == 0
     (failed,) = events(tmp_path / "run", "checkpoint_failed")
     assert failed["reason"] == "there: is away"
