@@ -72,9 +72,12 @@ def _use_tool(arguments: list[str]) -> int:
     return 0
 
 
-def _tool_parser(name: str, what: str) -> ArgumentParser:
+def _tool_parser(name: str, what: str, *, writes: str | None = None) -> ArgumentParser:
     parser = ArgumentParser(prog=f"shardpipe-train {name}", allow_abbrev=False, description=what)
     parser.add_argument("run", type=str, help="The run's folder, or the folder or URL of its checkpoints.")
+    if writes is not None:
+        text = f"The file; by default {writes} in the run."
+        parser.add_argument("-o", "--output", type=str | None, help=text)
     return parser
 
 
@@ -87,8 +90,7 @@ def _checkpoints_parser() -> ArgumentParser:
 
 def _export_parser() -> ArgumentParser:
     what = "Write the model of a checkpoint, by default the newest, as safetensors; its settings and units beside."
-    parser = _tool_parser("export", what)
-    parser.add_argument("-o", "--output", type=str | None, help="The file; by default model.safetensors in the run.")
+    parser = _tool_parser("export", what, writes="model.safetensors")
     parser.add_argument("--at", type=int | None, help="The checkpoint at this count of samples.")
     parser.add_argument("--best", type=Figure | None, help="The best one by this figure of its evaluation.")
     return parser
@@ -96,8 +98,7 @@ def _export_parser() -> ArgumentParser:
 
 def _average_parser() -> ArgumentParser:
     what = "Write the mean of the models of several checkpoints, as export does that of one."
-    parser = _tool_parser("average", what)
-    parser.add_argument("-o", "--output", type=str | None, help="The file; by default average.safetensors in the run.")
+    parser = _tool_parser("average", what, writes="average.safetensors")
     parser.add_argument("--best", type=int | None, help="So many of the best.")
     parser.add_argument("--newest", type=int | None, help="So many of the newest.")
     parser.add_argument("--by", type=Figure | None, help="The figure that is low in the best; by default the run's.")

@@ -12,7 +12,7 @@ from shardpipe.settings import byte_size
 from shardpipe.store import checked_url, is_url, only_local
 from shardpipe.train.schedule import Amount, Decay
 
-__all__ = ["FIGURES", "Figure", "ModelSize", "PrecisionName", "TrainConfig"]
+__all__ = ["FIGURES", "Figure", "ModelSize", "PrecisionName", "TrainConfig", "checkpoints_in"]
 
 ModelSize = Literal["tiny", "small", "medium"]
 PrecisionName = Literal["fp32", "bf16", "fp16"]
@@ -20,6 +20,11 @@ Figure = Literal["loss", "wer", "cer"]
 FIGURES: tuple[Figure, ...] = get_args(Figure)
 
 _BATCH_SIZE = 16
+
+
+def checkpoints_in(run: str) -> str:
+    """Where a run's checkpoints lie unless it is told otherwise."""
+    return str(Path(run) / "checkpoints")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +183,7 @@ class TrainConfig:
     @property
     def checkpoints_at(self) -> str:
         """Where the run's checkpoints lie."""
-        return self.checkpoints or str(Path(self.out) / "checkpoints")
+        return self.checkpoints or checkpoints_in(self.out)
 
     @property
     def save_interval(self) -> Amount:

@@ -11,6 +11,7 @@ pieces      tensors in safetensors, written and read by torch.distributed.checkp
 tensors     model and optimizer by the names of their tensors
 keeping     which are kept; collection has all of a run
 saving      written beside the training
+faults      what went wrong in any of the processes
 """
 
 from shardpipe.train.checkpoints.collection import Checkpoints

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import msgspec
@@ -61,8 +61,11 @@ class Checkpoints:
 
     def whole(self) -> dict[int, Checkpoint]:
         """Those that seem to be whole, ascending by their counts."""
+        return self._whole(self.counts())
+
+    def _whole(self, counts: Iterable[int]) -> dict[int, Checkpoint]:
         found = {}
-        for count in self.counts():
+        for count in counts:
             try:
                 checkpoint = self.peek(count)
             except StoreError as error:
@@ -98,9 +101,10 @@ class Checkpoints:
         """Deletes what need not be kept: what is older than the one just saved and than the newest that are whole, and
         is kept for no other reason.
         """
-        whole = self.whole()
+        counts = self.counts()
+        whole = self._whole(counts)
         oldest = min([saved, *list(whole)[-self.keep.newest :]])
         reasons = kept(whole, self.keep)
-        for count in self.counts():
+        for count in counts:
             if count < oldest and count not in reasons:
                 self.storage.remove(name_of(count))

@@ -118,6 +118,7 @@ class _Marker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     checksum: str | None = None
 
 
+_FIELDS = [name for name in _Marker.__struct_fields__ if name != "checksum"]
 _OPTIONAL = ("epoch", "sub_epoch", "scale", "valid")
 
 
@@ -182,16 +183,15 @@ def parse_marker(data: bytes, where: str) -> Checkpoint:
     for name in marker.files:
         if not _FILE.fullmatch(name):
             raise damaged(where, f"{MARKER} cannot be read (it names {name!r}, which cannot be a file of it)")
-    fields = {name: getattr(marker, name) for name in marker.__struct_fields__ if name != "checksum"}
-    return Checkpoint(**fields)
+    return Checkpoint(**{name: getattr(marker, name) for name in _FIELDS})
 
 
 def marker_of(checkpoint: Checkpoint) -> bytes:
     """The checkpoint.json of a checkpoint."""
-    names = [name for name in _Marker.__struct_fields__ if name != "checksum"]
-    fields = msgspec.to_builtins(_Marker(**{name: getattr(checkpoint, name) for name in names}))
-    for name in ("checksum", *(name for name in _OPTIONAL if fields[name] is None)):
-        del fields[name]  # versions that know of none read the others' checkpoints, too
+    fields = msgspec.to_builtins(_Marker(**{name: getattr(checkpoint, name) for name in _FIELDS}))
+    for name in _OPTIONAL:
+        if fields[name] is None:
+            del fields[name]  # versions that know of none read the others' checkpoints, too
     fields["checksum"] = _checksum(fields)
     return json.dumps(fields, ensure_ascii=False).encode()
 

@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
 from shardpipe.errors import StoreError
 from shardpipe.store import is_url
+from shardpipe.train.checkpoints.faults import line_of
 from shardpipe.train.checkpoints.marker import Checkpoint, damaged
 from shardpipe.train.checkpoints.reading import read_file
 
@@ -54,8 +55,7 @@ def read_pickled_index(checkpoint: Checkpoint) -> Metadata:
         metadata = _Unpickler(io.BytesIO(data)).load()
         names = {info.relative_path for info in metadata.storage_data.values()}
     except Exception as error:  # there is nothing that planted bytes may not raise
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise damaged(checkpoint.where, f"{_METADATA} cannot be read ({line})") from error
+        raise damaged(checkpoint.where, f"{_METADATA} cannot be read ({line_of(error)})") from error
     if strange := names - checkpoint.files.keys():
         raise damaged(checkpoint.where, f"{_METADATA} names {strange.pop()!r}, which is no file of it")
     assert isinstance(metadata, Metadata)

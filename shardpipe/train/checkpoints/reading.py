@@ -20,7 +20,8 @@ _LONGEST = 64 << 20
 def peek(store: Store) -> Checkpoint:
     """What the checkpoint there says; its files are not looked at. Raises StoreError if it is none."""
     try:
-        data = store.read(MARKER) if (size := store.stat(MARKER).size) <= _LONGEST else b""
+        size = store.stat(MARKER).size
+        data = store.read(MARKER, 0, size) if size <= _LONGEST else b""
     except StoreError as error:
         if error.transient:
             raise

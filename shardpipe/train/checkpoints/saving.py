@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.planner import WriteItem
 from torch.distributed.checkpoint.state_dict_saver import save
@@ -24,9 +23,11 @@ from torch.optim import Optimizer
 
 from shardpipe.errors import StoreError
 from shardpipe.train.checkpoints.collection import Checkpoints
+from shardpipe.train.checkpoints.faults import telling
 from shardpipe.train.checkpoints.marker import Checkpoint, marker_of, name_of
 from shardpipe.train.checkpoints.pieces import PiecesWriter
-from shardpipe.train.checkpoints.tensors import cause_of, tensors_of
+from shardpipe.train.checkpoints.storage import PLACE_FIX
+from shardpipe.train.checkpoints.tensors import tensors_of
 from shardpipe.train.compat import maybe_alone
 from shardpipe.train.engines import World
 
@@ -35,7 +36,6 @@ __all__ = ["Saver", "Written"]
 _PATIENCE = timedelta(hours=1)
 """So long the quickest process waits for the slowest to have written its share."""
 _NICER = 10
-_FIX = "Check the place of the checkpoints, then run the same command again: it goes on from the last one."
 
 
 @dataclass(frozen=True)
@@ -135,17 +135,14 @@ class Saver:
         )
         planner = _Planner(tensors, self._copies)
         try:
-            alone = maybe_alone(save, self._group is None)
-            save({}, storage_writer=writer, planner=planner, process_group=self._group, **alone)
-        except (CheckpointException, Exception) as error:  # the first is none of the second
+            with telling(lambda line: StoreError(f"cannot be written ({line})", url=storage.url, fix=PLACE_FIX)):
+                alone = maybe_alone(save, self._group is None)
+                save({}, storage_writer=writer, planner=planner, process_group=self._group, **alone)
+        except StoreError:
             self._failed = count
             if self._world.is_main:
                 storage.abandon(name_of(count))
-            cause = cause_of(error)
-            if isinstance(cause, StoreError):
-                raise cause from error
-            line = (str(cause).splitlines() or [type(cause).__name__])[0]
-            raise StoreError(f"cannot be written ({line})", url=storage.url, fix=_FIX) from error
+            raise
         if self._world.is_main:
             self._checkpoints.written(count)
             self._written.append(Written(count, time.monotonic() - began))

@@ -19,14 +19,14 @@ from shardpipe.settings import size_text
 from shardpipe.store import Store, Uploads, flush, is_url, open_store, write_file, writing
 from shardpipe.train.checkpoints.marker import MARKER, Sum, count_of
 
-__all__ = ["Storage", "storage_at"]
+__all__ = ["PLACE_FIX", "Storage", "storage_at"]
 
 _ASIDE = ".aside"
 _STAGED = ".tmp-"
 _OLD = "old-"
 _OURS = re.compile(r"checkpoint\.json|tensors\.json|rank[0-9]+-[0-9]+\.safetensors")
 """Files that may be removed: a URL may have been meant for something else, or hold something else as well."""
-_FIX = "Check the place of the checkpoints, then run the same command again: it goes on from the last one."
+PLACE_FIX = "Check the place of the checkpoints, then run the same command again: it goes on from the last one."
 _SPARE = 1 << 20
 """Bytes to leave free beside a checkpoint: for its JSON, and for the run's logs."""
 
@@ -150,7 +150,7 @@ class _Url:
     """Files go to their place at once, and what is there without a marker is nothing."""
 
     def __init__(self, url: str) -> None:
-        self._there = Uploads(url, fix=_FIX)
+        self._there = Uploads(url, fix=PLACE_FIX)
         self._given = url.rstrip("/")
         self.url = self._there.url
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
@@ -16,14 +15,15 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.optim import Optimizer
 
-from shardpipe.errors import ResumeMismatch, StoreError
+from shardpipe.errors import ResumeMismatch
+from shardpipe.train.checkpoints.faults import line_of, telling
 from shardpipe.train.checkpoints.marker import Checkpoint, damaged
 from shardpipe.train.checkpoints.pickled import PickledReader, read_pickled_index
 from shardpipe.train.checkpoints.pieces import PiecesReader, read_index
 from shardpipe.train.compat import maybe_alone
 from shardpipe.train.engines import World
 
-__all__ = ["cause_of", "read_weights", "restore", "tensors_of"]
+__all__ = ["read_weights", "restore", "tensors_of"]
 
 _MODEL = "model."
 _STATE = "optimizer.state."
@@ -80,7 +80,7 @@ def _read_metadata(checkpoint: Checkpoint) -> Metadata:
     try:
         size = sum(_bytes_of(name, tensor) for name, tensor in _tensors_in(metadata).items())
     except Exception as error:  # format 1's may hold anything
-        raise damaged(checkpoint.where, f"what it says of its tensors cannot be ({_line_of(error)})") from error
+        raise damaged(checkpoint.where, f"what it says of its tensors cannot be ({line_of(error)})") from error
     if size > checkpoint.size:
         raise damaged(checkpoint.where, f"tensors of {size} bytes are said to be in files of {checkpoint.size}")
     return metadata
@@ -118,13 +118,8 @@ def _load(checkpoint: Checkpoint, metadata: Metadata, tensors: dict[str, Tensor]
     reader: StorageReader = (PiecesReader if checkpoint.format > 1 else PickledReader)(checkpoint, metadata)
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     into: dict[str, Any] = dict(tensors)
-    try:
+    with telling(lambda line: damaged(checkpoint.where, f"its tensors cannot be loaded ({line})")):
         load(into, storage_reader=reader, planner=planner, **maybe_alone(load, alone))
-    except (CheckpointException, Exception) as error:  # the first is none of the second
-        cause = cause_of(error)
-        if isinstance(cause, StoreError):
-            raise cause from error
-        raise damaged(checkpoint.where, f"its tensors cannot be loaded ({_line_of(cause)})") from error
 
 
 def _check_fits(checkpoint: Checkpoint, metadata: Metadata, tensors: Mapping[str, Tensor]) -> None:
@@ -148,18 +143,3 @@ def _check_fits(checkpoint: Checkpoint, metadata: Metadata, tensors: Mapping[str
 def _tensors_in(metadata: Metadata) -> dict[str, TensorStorageMetadata]:
     found = metadata.state_dict_metadata.items()
     return {name: tensor for name, tensor in found if isinstance(tensor, TensorStorageMetadata)}
-
-
-def cause_of(error: BaseException) -> BaseException:
-    """What went wrong in the processes: a StoreError that one of them has raised, or the first error."""
-    failures = list(error.failures.values()) if isinstance(error, CheckpointException) else []
-    errors = [failure[0] for failure in failures] or [error]
-    return next((each for each in errors if isinstance(each, StoreError)), errors[0])
-
-
-def _line_of(error: BaseException) -> str:
-    """What the system said, where torch's own error hides that."""
-    inner: BaseException | None = error
-    while inner is not None and not isinstance(inner, OSError):
-        inner = inner.__cause__ or inner.__context__
-    return (str(inner or error).splitlines() or [type(error).__name__])[0]

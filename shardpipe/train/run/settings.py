@@ -13,7 +13,7 @@ import yaml
 from shardpipe.errors import ConfigError
 from shardpipe.store import checked_url, converted, is_url, only_local, open_store, write_file
 from shardpipe.train.checkpoints import Checkpoint, Checkpoints, Keep, read_checkpoint
-from shardpipe.train.config import Figure, TrainConfig
+from shardpipe.train.config import Figure, TrainConfig, checkpoints_in
 from shardpipe.train.schedule import Amount
 
 __all__ = ["checkpoints_of", "found_at", "last_settings", "write_settings"]
@@ -57,16 +57,16 @@ def checkpoints_of(run: str) -> Checkpoints:
     """
     if is_url(run):
         return Checkpoints(checked_url("run", run).rstrip("/"), keep=Keep())
-    folder = Path(only_local("run", run))
-    inner = folder / "checkpoints"
+    folder = only_local("run", run)
+    inner = checkpoints_in(folder)
     try:
-        settings = converted(last_settings(str(folder)) or {}, _Keeping)
+        settings = converted(last_settings(folder) or {}, _Keeping)
         every = settings.keep_every and Amount.parse("keep_every", settings.keep_every, clock=False)
     except (ValueError, ConfigError):  # of another version, or somebody else's
         settings, every = _Keeping(), None
     keep = Keep(newest=settings.keep, every=every or None, best=settings.keep_best, by=settings.best_by)
     if settings.checkpoints is None:
-        return Checkpoints(str(inner if inner.is_dir() else folder), keep=keep)
+        return Checkpoints(inner if Path(inner).is_dir() else folder, keep=keep)
     place = settings.checkpoints
     return Checkpoints(checked_url("checkpoints", place) if is_url(place) else place, keep=keep)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shardpipe.errors import ConfigError, StoreError
 from shardpipe.train.checkpoints import Checkpoint, Checkpoints, Keep
-from shardpipe.train.config import TrainConfig
+from shardpipe.train.config import TrainConfig, checkpoints_in
 from shardpipe.train.logs import last_saved
 from shardpipe.train.run.settings import found_at, last_settings
 
@@ -81,9 +81,8 @@ def find_start(config: TrainConfig, checkpoints: Checkpoints, say: Callable[[str
 
 def _check_place(config: TrainConfig) -> None:
     """Raises ConfigError where the run has its checkpoints elsewhere: it would go on from others, or none."""
-    now, default = config.checkpoints_at, str(Path(config.out) / "checkpoints")
-    said = (last_settings(config.out) or {}).get("checkpoints")
-    before = said if isinstance(said, str) else default
+    now, said = config.checkpoints_at, (last_settings(config.out) or {}).get("checkpoints")
+    before = said if isinstance(said, str) else checkpoints_in(config.out)
     if before == now or Path(before).absolute() == Path(now).absolute():
         return
     if counts := Checkpoints(before, keep=Keep()).counts():

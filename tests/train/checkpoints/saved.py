@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def plant(folder: Path, files: dict[str, bytes]) -> None:
     for name, content in files.items():
         (folder / name).write_bytes(content)
     sums = {**found.files, **{name: Sum.of([content]) for name, content in files.items()}}
-    (folder / "checkpoint.json").write_bytes(marker_of(Checkpoint(**{**vars(found), "files": sums})))
+    (folder / "checkpoint.json").write_bytes(marker_of(replace(found, files=sums)))
 
 
 def index_of(folder: Path) -> dict[str, Any]:
