@@ -38,7 +38,8 @@ def bucket(s3_endpoint: str) -> Iterator[None]:
         environment.setenv("AWS_ACCESS_KEY_ID", key)
         environment.setenv("AWS_SECRET_ACCESS_KEY", secret)
         environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        fsspec.filesystem("s3").mkdir("bucket")
+        # Not for the first time where another test ran between two of this module's, on the same worker.
+        fsspec.filesystem("s3").makedirs("bucket", exist_ok=True)
         yield
 
 
