@@ -66,10 +66,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def write_results(theme: str, text: str, *, packages: Sequence[str], figure: Figure | None = None) -> Path:
-    """Writes results/<theme>-<date>.md: what was run and where, then `text`; and a plot beside it."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{theme}-{date.today().isoformat()}.md"
+def write_results(
+    theme: str, text: str, *, packages: Sequence[str], figure: Figure | None = None, folder: Path = RESULTS
+) -> Path:
+    """Writes <theme>-<date>.md into a folder: what was run and where, then `text`; and a plot beside it."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{theme}-{date.today().isoformat()}.md"
     plot = ""
     if figure is not None:
         image = path.with_suffix(".png")

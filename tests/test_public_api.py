@@ -39,19 +39,9 @@ def test_the_store_offers() -> None:
 def test_the_loader_takes() -> None:
     parameters = list(inspect.signature(shardpipe.ShardLoader).parameters.values())
     assert [p.name for p in parameters] == [
-        *("data", "batch_size", "batch_seconds", "seed", "shuffle", "window", "lanes", "sub_epochs", "rank"),
-        *(
-            "world_size",
-            "resume_samples",
-            "repeat",
-            "batches_per_step",
-            "min_seconds",
-            "max_seconds",
-            "transform",
-            "collate",
-            "dtype",
-        ),
-        *("channels", "sample_rate", "threads"),
+        *("data", "batch_size", "batch_seconds", "seed", "shuffle", "window", "lanes", "sub_epochs"),
+        *("sub_epoch_samples", "rank", "world_size", "resume_samples", "repeat", "batches_per_step"),
+        *("min_seconds", "max_seconds", "transform", "collate", "dtype", "channels", "sample_rate", "threads"),
         *("workers", "prefetch", "prefetch_bytes", "on_error", "cache_dir", "cache_bytes", "schemes", "device"),
         *("servers", "local", "token_file", "tls_ca", "digests"),
     ]
@@ -63,7 +53,7 @@ def test_the_loader_offers() -> None:
     assert offered == {
         *("batches", "batches_left", "consumed_samples", "dataset", "default_ranks", "epoch", "lengths"),
         *("load_state_dict", "num_excluded", "num_samples", "repeat", "sample_rate", "state_dict"),
-        *("servers", "service", "sub_epoch", "texts"),
+        *("servers", "service", "sub_epoch", "sub_epochs", "texts"),
     }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -90,6 +90,12 @@ class Index:
         """The rows at these places of each shard, one shard after another."""
         self.load_ahead(places)
         return pa.Table.from_batches([self.rows(shard).take(pa.array(here)) for shard, here in places.items()])
+
+    def texts(self) -> Iterator[str]:
+        """The text of every sample, in the shards' order."""
+        for shard, count in enumerate(self.counts):
+            if count:
+                yield from self.rows(shard).column("text").to_pylist()
 
     def find(self, key: str) -> tuple[int, int] | None:
         """(shard, index in the shard) of the first sample that has the key; None if none has.

@@ -29,7 +29,7 @@ _Data: TypeAlias = str | os.PathLike[str] | Store
 
 _FROM_THE_TRAINER = ("rank", "world_size")
 _BATCHING = {"batch_size", "batch_seconds"}
-_OF_TRAINING = ("sub_epochs", "resume_samples", "lanes", "transform", "servers", "local")
+_OF_TRAINING = ("sub_epochs", "sub_epoch_samples", "resume_samples", "lanes", "transform", "servers", "local")
 """Options that validation sets do not share."""
 
 
@@ -44,7 +44,7 @@ class ShardData(LightningDataModule):
     data: what ShardLoader takes. valid, test: the same, or a mapping of names to several; `valid_names`, `test_names`
         are the names by Lightning's dataloader_idx. Each is one whole pass without shuffling.
     valid_options: options of theirs that differ from those of the training data. Of these they have all but
-        sub_epochs, resume_samples, lanes, transform, servers and local.
+        sub_epochs, sub_epoch_samples, resume_samples, lanes, transform, servers and local.
     loader_options: ShardLoader's, but for rank and world_size, which the trainer says.
 
     Raises, when the trainer sets it up or begins, what ShardLoader raises, and ConfigError for a checkpoint without a

@@ -9,7 +9,7 @@ from shardpipe.errors import ConfigError
 from shardpipe.loading.sequence import BatchSequence
 from shardpipe.loading.work import Work
 from shardpipe.order import Step
-from shardpipe.settings import check
+from shardpipe.settings import check, integer
 
 __all__ = ["Cursor"]
 
@@ -21,13 +21,27 @@ class Cursor:
     next loop goes on in this process; what is saved is the step's start.
     """
 
-    def __init__(self, sequence: BatchSequence, *, sub_epochs: int, consumed: int, repeat: bool) -> None:
+    def __init__(
+        self,
+        sequence: BatchSequence,
+        sub_epochs: int = 1,
+        sub_epoch_samples: int | None = None,
+        *,
+        consumed: int = 0,
+        repeat: bool = True,
+    ) -> None:
         self.sequence = sequence
-        self.consumed = consumed
+        self.consumed = integer("resume_samples", consumed, least=0)
         self.repeat = repeat
         self.num_excluded = 0
         self._given = (0, 0)  # (ranks, batches that this one was given of the step under way)
-        self._sub_epochs = sub_epochs
+        self.sub_epochs = integer("sub_epochs", sub_epochs, least=1)
+        if sub_epoch_samples is not None:
+            largest = integer("sub_epoch_samples", sub_epoch_samples, least=1)
+            check("sub_epoch_samples", largest, sub_epochs == 1, f"sub_epochs is {sub_epochs}: give one of the two")
+            self.sub_epochs = -(-sequence.num_samples // largest)
+        check("repeat", repeat, repeat or self.sub_epochs == 1, "every pass is a whole one, and sub-epochs cut it up")
+        check("repeat", repeat, repeat or not consumed, "every pass begins anew, and resume_samples is not 0")
         self._length: tuple[object, int] | None = None
 
     @property
@@ -36,16 +50,16 @@ class Cursor:
 
     @property
     def sub_epoch(self) -> int:
-        return self.sequence.sub_epoch(self.consumed, self._sub_epochs)
+        return self.sequence.sub_epoch(self.consumed, self.sub_epochs)
 
     @property
     def end(self) -> int:
         """The count at which the sub-epoch has had its share."""
-        return self.sequence.sub_epoch_end(self.consumed, self._sub_epochs)
+        return self.sequence.sub_epoch_end(self.consumed, self.sub_epochs)
 
     def steps(self, world_size: int) -> Iterator[Step]:
         """The rest of the sub-epoch."""
-        return self.sequence.steps(self.consumed, world_size=world_size, sub_epochs=self._sub_epochs)
+        return self.sequence.steps(self.consumed, world_size=world_size, sub_epochs=self.sub_epochs)
 
     def given(self, world_size: int) -> int:
         """Batches that this rank was given of the step under way; of another number of ranks' steps, none."""
@@ -55,9 +69,9 @@ class Cursor:
     def length(self, world_size: int) -> int:
         """Batches of a rank in the whole sub-epoch, from where a run on these ranks that is never stopped begins it."""
         count = self.consumed if self.repeat else 0
-        this = (count // self.sequence.num_samples, self.sequence.sub_epoch(count, self._sub_epochs), world_size)
+        this = (count // self.sequence.num_samples, self.sequence.sub_epoch(count, self.sub_epochs), world_size)
         if self._length is None or self._length[0] != this:
-            steps = self.sequence.sub_epoch_steps(count, world_size=world_size, sub_epochs=self._sub_epochs)
+            steps = self.sequence.sub_epoch_steps(count, world_size=world_size, sub_epochs=self.sub_epochs)
             self._length = (this, sum(step.times(world_size) for step in steps))
         return self._length[1]
 
@@ -65,7 +79,7 @@ class Cursor:
         """Batches of a rank that are left of this sub-epoch, and those of the sub-epochs that follow, without end."""
         while not self.repeat:
             yield self.length(world_size)
-        ahead = Cursor(self.sequence, sub_epochs=self._sub_epochs, consumed=self.consumed, repeat=True)
+        ahead = Cursor(self.sequence, sub_epochs=self.sub_epochs, consumed=self.consumed)
         ahead._given = self._given
         while True:
             began, end = ahead.consumed, ahead.end

@@ -22,7 +22,7 @@ from shardpipe.loading.sequence import BatchSequence
 from shardpipe.loading.served import Digests, ServiceCounts
 from shardpipe.order import DEFAULT_WINDOW, Batching
 from shardpipe.runtime import Ending
-from shardpipe.settings import check, integer, number, optional
+from shardpipe.settings import integer, number, optional
 from shardpipe.store import Store
 
 __all__ = ["ShardLoader"]
@@ -36,7 +36,7 @@ class ShardLoader(NoDataLoader):
     data: a directory or URL that holds an index, a Store rooted there, or a service: shardpipe+https://host/NAME.
     batch_size | batch_seconds: samples of a batch, or the most padded seconds of one; exactly one of them.
     seed, shuffle, window, lanes: the order; see `shardpipe.order.Order`. They are fixed for a run.
-    sub_epochs: into how many shares an epoch is cut.
+    sub_epochs, sub_epoch_samples: into how many shares an epoch is cut, or of at most how many samples, all alike.
     rank, world_size: which of how many processes this is. They may change at every start. rank="auto" takes both from
         torch.distributed when a loop begins, and rank=mesh["dp"] from a dimension of a DeviceMesh: ranks that share a
         model share its batches. Without them this process is alone, and torch.distributed may know of no other.
@@ -91,6 +91,7 @@ class ShardLoader(NoDataLoader):
         window: int = DEFAULT_WINDOW,
         lanes: int | None = None,
         sub_epochs: int = 1,
+        sub_epoch_samples: int | None = None,
         rank: Rank = None,
         world_size: int | None = None,
         resume_samples: int = 0,
@@ -118,10 +119,6 @@ class ShardLoader(NoDataLoader):
         tls_ca: str | os.PathLike[str] | None = None,
         digests: Digests = "same",
     ) -> None:
-        sub_epochs = integer("sub_epochs", sub_epochs, least=1)
-        resume_samples = integer("resume_samples", resume_samples, least=0)
-        check("repeat", repeat, repeat or sub_epochs == 1, "every pass is a whole one, and sub_epochs cut it up")
-        check("repeat", repeat, repeat or not resume_samples, "every pass begins anew, and resume_samples is not 0")
         setup = Setup(
             data=data,
             transform=transform,
@@ -162,7 +159,7 @@ class ShardLoader(NoDataLoader):
         self._feed, self._service = setup.feed(self._sequence), setup.service
         if transform is None and collate is None:
             _ = self.sample_rate
-        self._cursor = Cursor(self._sequence, sub_epochs=sub_epochs, consumed=resume_samples, repeat=repeat)
+        self._cursor = Cursor(self._sequence, sub_epochs, sub_epoch_samples, consumed=resume_samples, repeat=repeat)
         self._ranks = finder(rank, world_size)
         self._ranks_given = rank is not None or world_size is not None
         self._iteration: object = None
@@ -193,6 +190,11 @@ class ShardLoader(NoDataLoader):
     def sub_epoch(self) -> int:
         """The sub-epoch of the next batch within its epoch, from 0."""
         return self._cursor.sub_epoch
+
+    @property
+    def sub_epochs(self) -> int:
+        """Into how many shares an epoch is cut."""
+        return self._cursor.sub_epochs
 
     @property
     def num_excluded(self) -> int:
@@ -227,10 +229,7 @@ class ShardLoader(NoDataLoader):
 
     def texts(self) -> Iterator[str]:
         """The text of every sample of the dataset, in the shards' order: read from the index, whatever the epoch."""
-        index = self._sequence.index
-        for shard, count in enumerate(index.counts):
-            if count:
-                yield from index.rows(shard).column("text").to_pylist()
+        return self._sequence.index.texts()
 
     def __len__(self) -> int:
         """Batches that a `for` over the whole current sub-epoch yields, from where a run on these ranks that is never

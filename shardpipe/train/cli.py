@@ -13,7 +13,7 @@ import docstring_parser
 from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentParser  # type: ignore[attr-defined]
 
 from shardpipe.errors import ConfigError, ShardpipeError
-from shardpipe.train.config import Figure, TrainConfig
+from shardpipe.train.config import TrainConfig
 
 __all__ = ["main"]
 
@@ -65,7 +65,14 @@ def _use_tool(arguments: list[str]) -> int:
         if arguments[0] == "export":
             path = export(given.run, given.output, at=given.at, best=given.best)
         else:
-            path = average(given.run, given.output, best=given.best, newest=given.newest, by=given.by)
+            path = average(
+                given.run,
+                given.output,
+                best=given.best,
+                newest=given.newest,
+                sub_epochs=given.sub_epochs,
+                by=given.by,
+            )
     except ShardpipeError as error:
         return _failed(error)
     print(path)
@@ -92,7 +99,7 @@ def _export_parser() -> ArgumentParser:
     what = "Write the model of a checkpoint, by default the newest, as safetensors; its settings and units beside."
     parser = _tool_parser("export", what, writes="model.safetensors")
     parser.add_argument("--at", type=int | None, help="The checkpoint at this count of samples.")
-    parser.add_argument("--best", type=Figure | None, help="The best one by this figure of its evaluation.")
+    parser.add_argument("--best", type=str | None, help="The best one by this figure of its evaluation.")
     return parser
 
 
@@ -101,7 +108,8 @@ def _average_parser() -> ArgumentParser:
     parser = _tool_parser("average", what, writes="average.safetensors")
     parser.add_argument("--best", type=int | None, help="So many of the best.")
     parser.add_argument("--newest", type=int | None, help="So many of the newest.")
-    parser.add_argument("--by", type=Figure | None, help="The figure that is low in the best; by default the run's.")
+    parser.add_argument("--sub-epochs", type=int | None, help="Those at the ends of the last so many sub-epochs.")
+    parser.add_argument("--by", type=str | None, help="The figure that is low in the best; by default the run's.")
     return parser
 
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from shardpipe.errors import ConfigError
 from shardpipe.settings import byte_size
 from shardpipe.store import checked_url, is_url, only_local
-from shardpipe.train.schedule import Amount, Decay
+from shardpipe.train.amount import Amount
+from shardpipe.train.schedule import Decay
+from shardpipe.train.validation import figure_of, sets_of
 
-__all__ = ["FIGURES", "Figure", "ModelSize", "PrecisionName", "TrainConfig", "checkpoints_in"]
+__all__ = ["ModelSize", "PrecisionName", "TrainConfig", "checkpoints_in"]
 
 ModelSize = Literal["tiny", "small", "medium"]
 PrecisionName = Literal["fp32", "bf16", "fp16"]
-Figure = Literal["loss", "wer", "cer"]
-FIGURES: tuple[Figure, ...] = get_args(Figure)
 
 _BATCH_SIZE = 16
 
@@ -34,7 +34,7 @@ class TrainConfig:
     Args:
         data: Folder or URL of the dataset to train on, packed by `shardpipe pack`.
         out: Folder of the run: its configuration, metrics and checkpoints. All processes must see it.
-        valid: Dataset to evaluate on after each sub-epoch.
+        valid: Datasets to evaluate on after each sub-epoch: DIR, or several by name, like dev=DIR,test=DIR.
         model: Size of the Conformer; tiny trains on a CPU.
         units: File of characters and their ids, as WeNet's units.txt; without it they are taken from the data's texts.
         epochs: How often to go through the data.
@@ -45,12 +45,20 @@ class TrainConfig:
         channels: Which channel to train on where the audio has several, from 0 on, or their mean (mix).
         sample_rate: Resample all audio to this rate in Hz; needed where the data have several.
         sub_epochs: Parts of an epoch after each of which to evaluate and save.
+        sub_epoch_samples: Samples of such a part, at most: an epoch has as few of them as that takes, all alike.
+        max_sub_epochs: End this start after so many of them, with a checkpoint from which the next one goes on.
+        max_minutes: End this start after the step under way at that time, with a checkpoint likewise.
         window: Utterances shuffled together; see the dataset's documentation.
         lanes: Streams that the order interleaves; chosen by the dataset's size if not given.
         seed: Decides the order, the initial model, SpecAugment and dropout.
         learning_rate: The highest learning rate.
-        warmup: Progress until the highest rate is reached, like 1000steps or 50000samples.
-        schedule: How the rate falls: over the whole run (cosine), with the root of progress, or not at all.
+        warmup: Progress until the highest rate is reached, like 1000steps, 50000samples or 2sub-epochs.
+        schedule: How the rate falls: over the whole run or each cycle (cosine), with the root of progress, not at all,
+            or when evaluations find nothing better (plateau).
+        cycle: Progress after which cosine begins at the highest rate again, like 20000steps or 4sub-epochs.
+        cycle_growth: How many times as long as the one before each cycle is.
+        plateau_factor: By what to multiply the rate on a plateau, down to 1 % of the highest.
+        plateau_patience: After how many evaluations without a better figure, that of best_by, to do so.
         weight_decay: AdamW's weight decay, on weights of two and more dimensions.
         batches_per_step: Batches of one optimizer step, all processes together, whose number may then change; kept by
             the run. By default as many as there are processes when it starts, times accumulate.
@@ -74,7 +82,7 @@ class TrainConfig:
         keep: How many of the newest checkpoints to keep.
         keep_every: Keep for good the first checkpoint after each multiple of this progress, like 100000samples.
         keep_best: How many of the best checkpoints to keep, by what evaluation on `valid` found.
-        best_by: The figure that is to be low in them.
+        best_by: The figure that is to be low: loss, wer or cer of the first set, or of another, like test/cer.
         resume: Go on from the run's newest checkpoint (auto), from a path's, or start in an unused folder (never).
         resume_samples: Go on at this count of consumed samples: from the run's checkpoint there, or from init_from.
         init_from: Checkpoint to take the model and the optimizer from where the run has none.
@@ -89,7 +97,7 @@ class TrainConfig:
 
     data: str
     out: str
-    valid: str | None = None
+    valid: dict[str, str] | str | None = None
     model: ModelSize = "small"
     units: str | None = None
     epochs: int = 10
@@ -100,12 +108,19 @@ class TrainConfig:
     channels: int | Literal["error", "mix"] = "error"
     sample_rate: int | None = None
     sub_epochs: int = 1
+    sub_epoch_samples: int | None = None
+    max_sub_epochs: int | None = None
+    max_minutes: float | None = None
     window: int = 8192
     lanes: int | None = None
     seed: int = 0
     learning_rate: float = 1e-3
     warmup: str = "1000steps"
     schedule: Decay = "cosine"
+    cycle: str | None = None
+    cycle_growth: int = 1
+    plateau_factor: float = 0.5
+    plateau_patience: int = 2
     weight_decay: float = 0.01
     batches_per_step: int | None = None
     accumulate: int | None = None
@@ -126,7 +141,7 @@ class TrainConfig:
     keep: int = 3
     keep_every: str | None = None
     keep_best: int = 0
-    best_by: Figure = "loss"
+    best_by: str = "loss"
     resume: str = "auto"
     resume_samples: int | None = None
     init_from: str | None = None
@@ -141,12 +156,14 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.batch_size is None and self.batch_seconds is None:
             object.__setattr__(self, "batch_size", _BATCH_SIZE)
-        for name in ("epochs", "batches_per_step", "accumulate", "keep"):
+        counts = ("epochs", "sub_epochs", "sub_epoch_samples", "max_sub_epochs", "cycle_growth", "plateau_patience")
+        for name in (*counts, "batches_per_step", "accumulate", "keep"):
             if (count := getattr(self, name)) is not None and count < 1:
                 raise ConfigError(name, count, "it must be at least 1")
-        for name in ("learning_rate", "clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(name, getattr(self, name), "it must be a positive number")
+        for name in ("learning_rate", "clip", "max_minutes"):
+            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
+                raise ConfigError(name, value, "it must be a positive number")
+        self._check_sub_epochs()
         if not 0 <= self.weight_decay < math.inf:
             raise ConfigError("weight_decay", self.weight_decay, "it must be a number, 0 or more")
         if self.resume_samples is not None and self.resume_samples < 0:
@@ -165,15 +182,50 @@ class TrainConfig:
             object.__setattr__(self, "checkpoints", str(Path(self.checkpoints).absolute()))
         if self.keep_best < 0:
             raise ConfigError("keep_best", self.keep_best, "it must be at least 0")
-        if self.keep_best and self.valid is None:
-            raise ConfigError("keep_best", self.keep_best, "which are the best is not known", fix="Give --valid.")
         if self.keep_interval is not None and self.keep_interval.count <= 0:
             raise ConfigError("keep_every", self.keep_every, "it must be more than nothing")
         if self.cache_limit is not None and self.cache_dir is None:
             raise ConfigError("cache_bytes", self.cache_bytes, "it needs a cache_dir")
         if self.save_interval.count <= 0:
             raise ConfigError("save_every", self.save_every, "it must be more than nothing")
-        Amount.parse("warmup", self.warmup, clock=False)
+        _ = self.warmup_amount
+
+    def _check_sub_epochs(self) -> None:
+        """What is said of sub-epochs, and of what comes after each."""
+        if self.sub_epoch_samples is not None and self.sub_epochs != 1:
+            rule = f"sub_epochs is {self.sub_epochs}"
+            raise ConfigError("sub_epoch_samples", self.sub_epoch_samples, rule, fix="Give one of the two.")
+        if self.keep_best and not self.valid_sets:
+            raise ConfigError("keep_best", self.keep_best, "which are the best is not known", fix="Give --valid.")
+        if self.schedule == "plateau" and not self.valid_sets:
+            rule = "whether there is a plateau is not known"
+            raise ConfigError("schedule", self.schedule, rule, fix="Give --valid, to evaluate on after each sub-epoch.")
+        if self.valid_sets or self.best_by != "loss":
+            _ = self.best_figure
+        if not 0 < self.plateau_factor < 1:
+            raise ConfigError("plateau_factor", self.plateau_factor, "it must lie between 0 and 1")
+        if self.cycle is not None and self.schedule != "cosine":
+            rule = f"{self.schedule} has none"
+            raise ConfigError("cycle", self.cycle, rule, fix="Give --schedule cosine, or leave it out.")
+        if self.cycle_growth > 1 and self.cycle is None:
+            raise ConfigError("cycle_growth", self.cycle_growth, "there are no cycles", fix="Give --cycle.")
+        if self.cycle_amount is not None and self.cycle_amount.count <= 0:
+            raise ConfigError("cycle", self.cycle, "it must be more than nothing")
+
+    @property
+    def valid_sets(self) -> dict[str, str]:
+        """What `valid` says: places by name, in their order."""
+        return sets_of(self.valid)
+
+    @property
+    def best_figure(self) -> str:
+        """What `best_by` says: a figure of one of the sets."""
+        return figure_of("best_by", self.best_by, self.valid_sets)
+
+    @property
+    def cycle_amount(self) -> Amount | None:
+        """What `cycle` says."""
+        return None if self.cycle is None else Amount.parse("cycle", self.cycle, clock=False)
 
     @property
     def cache_limit(self) -> int | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -23,7 +25,8 @@ __all__ = ["run_job"]
 def run_job(config: TrainConfig, *, rank: int, local_rank: int, world_size: int) -> None:
     """Trains as process `rank` of `world_size`, the `local_rank`-th of its machine.
 
-    SIGTERM and SIGINT end it after the step under way, with a checkpoint. Raises ShardpipeError.
+    SIGTERM and SIGINT, and the end of `max_minutes`, which begin here, end it after the step under way, with a
+    checkpoint. Raises ShardpipeError.
     """
     device = _device(config, local_rank)
     if config.deterministic:
@@ -32,7 +35,7 @@ def run_job(config: TrainConfig, *, rank: int, local_rank: int, world_size: int)
     with (
         _world(config, rank, world_size, device) as world,
         Display(quiet=not world.is_main) as display,
-        _stop_signals(display) as stop,
+        _stops(display, config.max_minutes) as stop,
     ):
         try:
             train(config, world, display, stop=stop)
@@ -77,8 +80,9 @@ def _world(config: TrainConfig, rank: int, size: int, device: torch.device) -> I
 
 
 @contextmanager
-def _stop_signals(display: Display) -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM or SIGINT has come; within it these do nothing else."""
+def _stops(display: Display, minutes: float | None) -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM or SIGINT has come, which do nothing else meanwhile, or so many minutes have gone by."""
+    ends = math.inf if minutes is None else time.monotonic() + 60 * minutes
     received: list[int] = []
 
     def receive(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
@@ -86,9 +90,15 @@ def _stop_signals(display: Display) -> Iterator[Callable[[], bool]]:
             display.say(f"{signal.Signals(number).name}: stopping after this step")
         received.append(number)
 
+    def stops() -> bool:
+        if not received and time.monotonic() >= ends:
+            display.say(f"{minutes:g} minutes are over: stopping")
+            received.append(0)
+        return bool(received)
+
     before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield lambda: bool(received)
+        yield stops
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

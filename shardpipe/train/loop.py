@@ -18,7 +18,8 @@ _SKIPPED_IN_A_ROW_MAX = 20
 
 
 def train(config: TrainConfig, world: World, display: Display, *, stop: Callable[[], bool]) -> bool:
-    """Trains until all epochs are done, or until `stop` says so in any process; returns whether they are done.
+    """Trains until all epochs are done, until this start has had its part, or until `stop` says so in any process;
+    returns whether they are done.
 
     Whatever ends it, the same call goes on from the newest checkpoint. On as many processes, on the same kind of
     machine, it then reaches the same bits as a run that nothing ended.
@@ -28,15 +29,19 @@ def train(config: TrainConfig, world: World, display: Display, *, stop: Callable
     """
     with open_run(config, world, display) as run:
         loader, learner, engine, progress = run.loader, run.learner, run.learner.engine, run.progress
-        clock = Clock()
+        clock, stopped = Clock(), False
         while True:
-            if not progress.evaluated:
+            if not stopped and not progress.evaluated:
                 run.evaluate()
-            if loader.consumed_samples >= run.total:
+                stopped = world.any(stop())
+            if loader.consumed_samples >= run.total and progress.evaluated:
                 run.finish()
                 return True
+            if stopped or run.has_had_its_part:
+                run.tell_how_to_go_on()
+                return False
 
-            place, before, stopped = (loader.epoch, loader.sub_epoch), loader.consumed_samples, False
+            place, before = (loader.epoch, loader.sub_epoch), loader.consumed_samples
             tally = Tally()
             clock.restart()
             for micro in micro_batches(loader, clock, by_ranks=run.by_ranks):
@@ -52,10 +57,10 @@ def train(config: TrainConfig, world: World, display: Display, *, stop: Callable
                 if not micro.ends_step:
                     continue
 
-                tally.save, tally.stop, tally.notes = run.save_due(before), stop(), len(run.notes)
+                tally.save, tally.stop, tally.notes = run.saves.due(before), stop(), len(run.notes)
                 tally, before = tally.over(world), loader.consumed_samples
                 progress.steps += 1
-                rate = run.schedule.at(steps=progress.steps, samples=before)
+                rate = run.rate(place, before)
                 norm = engine.update(learner.optimizer, weight=tally.weight, rate=rate)
                 run.count_step(place, before, tally, clock, rate=rate, norm=norm)
                 if progress.skipped_in_a_row >= _SKIPPED_IN_A_ROW_MAX:
@@ -70,15 +75,13 @@ def train(config: TrainConfig, world: World, display: Display, *, stop: Callable
                     break
                 # A sub-epoch's last step is followed by the checkpoint below.
                 if tally.save and (loader.epoch, loader.sub_epoch) == place:
-                    run.save()
+                    run.saves.save()
                 tally = Tally()
                 clock.restart()
 
             run.count_excluded()
-            ended = (loader.epoch, loader.sub_epoch) != place
-            progress.evaluated = run.valid is None or not ended
+            if (loader.epoch, loader.sub_epoch) != place:
+                run.end_sub_epoch(place)
+                progress.evaluated = not run.valid
             # Saved before it is evaluated: whatever stops the evaluation, a resume does it again, and nothing else.
-            run.save()
-            if stopped:
-                run.tell_how_to_go_on()
-                return False
+            run.saves.save()

@@ -15,8 +15,8 @@ faults      what went wrong in any of the processes
 """
 
 from shardpipe.train.checkpoints.collection import Checkpoints
-from shardpipe.train.checkpoints.keeping import Keep, best_of, kept
-from shardpipe.train.checkpoints.marker import FORMAT, Checkpoint, Identity, Progress, damaged
+from shardpipe.train.checkpoints.keeping import Keep, best_of, kept, sets_in
+from shardpipe.train.checkpoints.marker import FORMAT, Checkpoint, Identity, Progress, count_of, damaged, name_of
 from shardpipe.train.checkpoints.reading import looks_whole, read_checkpoint
 from shardpipe.train.checkpoints.saving import Saver
 from shardpipe.train.checkpoints.tensors import read_weights, restore
@@ -30,10 +30,13 @@ __all__ = [
     "Progress",
     "Saver",
     "best_of",
+    "count_of",
     "damaged",
     "kept",
     "looks_whole",
+    "name_of",
     "read_checkpoint",
     "read_weights",
     "restore",
+    "sets_in",
 ]

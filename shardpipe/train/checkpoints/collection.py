@@ -9,7 +9,7 @@ import msgspec
 
 from shardpipe.errors import StoreError
 from shardpipe.train.checkpoints.keeping import Keep, kept
-from shardpipe.train.checkpoints.marker import Checkpoint, count_of, marker_of, name_of
+from shardpipe.train.checkpoints.marker import Checkpoint, Progress, count_of, marker_of, name_of
 from shardpipe.train.checkpoints.reading import looks_whole, peek, verify
 from shardpipe.train.checkpoints.storage import storage_at
 
@@ -84,11 +84,14 @@ class Checkpoints:
         """Takes note that the one there has just been written."""
         self._damaged.discard(consumed_samples)
 
-    def mark_evaluated(self, consumed_samples: int, valid: Mapping[str, float | None]) -> None:
+    def mark_evaluated(self, consumed_samples: int, progress: Progress, valid: Mapping[str, float | None]) -> None:
         """Notes in the one there that the evaluation it was waiting for is done, and what came of it."""
         found = self.peek(consumed_samples)
-        progress = msgspec.structs.replace(found.progress, evaluated=True)
-        marked = replace(found, progress=progress, valid=valid if found.format > 1 else None)
+        marked = replace(found, progress=progress, valid=valid)
+        if found.format == 1:  # it has room for no more than that, and what decides the rate is to be found again
+            if progress.plateau is not None:
+                return
+            marked = replace(found, progress=msgspec.structs.replace(found.progress, evaluated=True))
         self.storage.mark(name_of(consumed_samples), marker_of(marked))
 
     def set_aside(self, *, after: int) -> tuple[list[int], str]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from shardpipe.train.amount import Amount, Done
 from shardpipe.train.checkpoints.marker import Checkpoint
-from shardpipe.train.config import Figure, TrainConfig
-from shardpipe.train.schedule import Amount
+from shardpipe.train.config import TrainConfig
+from shardpipe.train.validation import named, shown
 
-__all__ = ["Keep", "best_of", "kept"]
+__all__ = ["Keep", "best_of", "kept", "sets_in"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +20,13 @@ class Keep:
     newest: int = 3
     every: Amount | None = None
     best: int = 0
-    by: Figure = "loss"
+    by: str = "loss"
 
     @classmethod
     def of(cls, config: TrainConfig) -> Keep:
         """What a run's settings say."""
-        return cls(newest=config.keep, every=config.keep_interval, best=config.keep_best, by=config.best_by)
+        by = config.best_figure if config.valid_sets else config.best_by
+        return cls(newest=config.keep, every=config.keep_interval, best=config.keep_best, by=by)
 
 
 def kept(checkpoints: Mapping[int, Checkpoint], keep: Keep) -> dict[int, list[str]]:
@@ -38,24 +40,34 @@ def kept(checkpoints: Mapping[int, Checkpoint], keep: Keep) -> dict[int, list[st
     if keep.every is not None:
         reached = 0
         for count in counts:
-            done = checkpoints[count].progress.steps if keep.every.unit == "steps" else count
-            if (multiple := int(done // keep.every.count)) > reached:
+            progress = checkpoints[count].progress
+            done = Done(samples=count, steps=progress.steps, sub_epochs=progress.sub_epochs or 0)
+            if (multiple := int(keep.every.of(done) // keep.every.count)) > reached:
                 reached = multiple
-                reasons.setdefault(count, []).append(
-                    f"first from {multiple * int(keep.every.count)} {keep.every.unit} on"
-                )
+                at = Amount(count=multiple * keep.every.count, unit=keep.every.unit)
+                reasons.setdefault(count, []).append(f"first from {at} on")
     for place, count in enumerate(best_of(checkpoints, keep.best, keep.by), 1):
-        reasons.setdefault(count, []).append(f"no. {place} by {keep.by}")
+        reasons.setdefault(count, []).append(f"no. {place} by {shown(keep.by)}")
     return reasons
 
 
-def best_of(checkpoints: Mapping[int, Checkpoint], number: int, by: Figure) -> list[int]:
+def sets_in(checkpoints: Mapping[int, Checkpoint]) -> list[str]:
+    """The names of the sets that the newest one that was evaluated was evaluated on."""
+    valid = next((each.valid for _, each in sorted(checkpoints.items(), reverse=True) if each.valid), {})
+    return list(dict.fromkeys(name.rpartition("/")[0] for name in valid))
+
+
+def best_of(checkpoints: Mapping[int, Checkpoint], number: int, by: str) -> list[int]:
     """Counts of the so many with the lowest figure, from the best on; the earlier one where two have the same. Those
     that were not evaluated, or whose figure is not finite, are not among them.
+
+    by: like dev/cer; cer alone is that of the newest one's first set.
     """
+    sets = sets_in(checkpoints)
+    name = by if "/" in by or not sets else named(sets[0], by)
     figures = [
         (figure, count)
         for count, checkpoint in checkpoints.items()
-        if checkpoint.valid is not None and (figure := checkpoint.valid.get(by)) is not None
+        if checkpoint.valid is not None and (figure := checkpoint.valid.get(name)) is not None
     ]
     return [count for _, count in sorted(figures)[:number]]

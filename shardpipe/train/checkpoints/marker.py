@@ -15,6 +15,8 @@ from isal.isal_zlib import crc32  # zlib's, several times as fast
 from shardpipe.errors import ResumeMismatch, StoreError
 from shardpipe.store import Count, Store, parsed, shallow
 from shardpipe.train.engines import Scale
+from shardpipe.train.schedule import Plateau
+from shardpipe.train.validation import ONLY, named
 
 __all__ = [
     "FIX",
@@ -53,8 +55,15 @@ class Progress(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Samples that could not be decoded."""
     excluded: Count = 0
     """Samples left out for their length."""
+    failed_evaluations: Count = 0
+    """On one set each, whose data could not be had."""
     unknown_units: Count = 0
     """Characters that the units do not have."""
+    sub_epochs: Count | None = None
+    """Sub-epochs that have ended, of whatever length; None where they were not counted yet."""
+    sub_epoch_end: Count | None = None
+    """The count of consumed samples at which the last one ended."""
+    plateau: Plateau | None = None
     evaluated: bool = True
     """False if a sub-epoch has ended and its evaluation is still to come."""
 
@@ -119,6 +128,7 @@ class _Marker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 _FIELDS = [name for name in _Marker.__struct_fields__ if name != "checksum"]
+_COUNTED_LATER = ("sub_epochs", "sub_epoch_end", "plateau", "failed_evaluations")
 _OPTIONAL = ("epoch", "sub_epoch", "scale", "valid")
 
 
@@ -142,13 +152,18 @@ class Checkpoint:
     """In which the run goes on; None in format 1, as `sub_epoch`."""
     sub_epoch: int | None = None
     valid: Mapping[str, float | None] | None = None
-    """Loss and error rates on the validation data, once it has been evaluated; None for what is not finite."""
+    """Figures like dev/loss, once it has been evaluated on the sets; None for what is not finite."""
     files: Mapping[str, Sum] = field(default_factory=dict)
     format: Literal[1, 2] = FORMAT
 
     @property
     def where(self) -> str:
         return "" if self.store is None else self.store.url
+
+    @property
+    def ends_sub_epoch(self) -> bool:
+        """Whether a sub-epoch has just ended here."""
+        return self.consumed_samples == self.progress.sub_epoch_end
 
     @property
     def size(self) -> int:
@@ -172,8 +187,8 @@ def parse_marker(data: bytes, where: str) -> Checkpoint:
     if marker.checksum is None and marker.format == FORMAT:
         raise damaged(where, f"{MARKER} has no checksum")
     counts = [marker.consumed_samples, marker.loader.get("consumed_samples")]
-    if (named := count_of(where.rstrip("/").rpartition("/")[2])) is not None:
-        counts.append(named)
+    if (by_name := count_of(where.rstrip("/").rpartition("/")[2])) is not None:
+        counts.append(by_name)
     if any(type(count) is not int or count != counts[0] for count in counts):
         what = f"{MARKER} and the folder's name have different counts of consumed samples"
         raise damaged(where, f"{what}: {', '.join(map(repr, counts))}")
@@ -183,15 +198,22 @@ def parse_marker(data: bytes, where: str) -> Checkpoint:
     for name in marker.files:
         if not _FILE.fullmatch(name):
             raise damaged(where, f"{MARKER} cannot be read (it names {name!r}, which cannot be a file of it)")
-    return Checkpoint(**{name: getattr(marker, name) for name in _FIELDS})
+    fields = {name: getattr(marker, name) for name in _FIELDS}
+    if marker.valid is not None:  # there was one set without a name
+        fields["valid"] = {name if "/" in name else named(ONLY, name): value for name, value in marker.valid.items()}
+    return Checkpoint(**fields)
 
 
 def marker_of(checkpoint: Checkpoint) -> bytes:
     """The checkpoint.json of a checkpoint."""
     fields = msgspec.to_builtins(_Marker(**{name: getattr(checkpoint, name) for name in _FIELDS}))
+    # Versions that know of none of these read the others' checkpoints, too.
     for name in _OPTIONAL:
         if fields[name] is None:
-            del fields[name]  # versions that know of none read the others' checkpoints, too
+            del fields[name]
+    for name in _COUNTED_LATER:
+        if not fields["progress"][name]:
+            del fields["progress"][name]
     fields["checksum"] = _checksum(fields)
     return json.dumps(fields, ensure_ascii=False).encode()
 

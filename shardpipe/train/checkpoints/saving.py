@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from shardpipe.errors import StoreError
 from shardpipe.train.checkpoints.collection import Checkpoints
 from shardpipe.train.checkpoints.faults import telling
-from shardpipe.train.checkpoints.marker import Checkpoint, marker_of, name_of
+from shardpipe.train.checkpoints.marker import Checkpoint, Progress, marker_of, name_of
 from shardpipe.train.checkpoints.pieces import PiecesWriter
 from shardpipe.train.checkpoints.storage import PLACE_FIX
 from shardpipe.train.checkpoints.tensors import tensors_of
@@ -94,12 +94,13 @@ class Saver:
         del self._written[: len(found)]  # the thread may have added another one
         return found
 
-    def mark_evaluated(self, consumed_samples: int, valid: Mapping[str, float | None]) -> None:
-        """Notes in the checkpoint there, when it is complete, that it has been evaluated. For the main process.
+    def mark_evaluated(self, consumed_samples: int, progress: Progress, valid: Mapping[str, float | None]) -> None:
+        """Notes in the checkpoint there, when it is complete, that it has been evaluated, and what the run has counted
+        since. For the main process.
 
         Where that fails it is said: a resume from there evaluates again.
         """
-        self._tending.append(self._thread.submit(self._mark, consumed_samples, valid))
+        self._tending.append(self._thread.submit(self._mark, consumed_samples, progress, valid))
 
     def prune(self, consumed_samples: int) -> None:
         """Deletes what is no longer to be kept, as after a save there. For the main process."""
@@ -148,11 +149,11 @@ class Saver:
             self._written.append(Written(count, time.monotonic() - began))
             self._prune(count)
 
-    def _mark(self, count: int, valid: Mapping[str, float | None]) -> None:
+    def _mark(self, count: int, progress: Progress, valid: Mapping[str, float | None]) -> None:
         if count == self._failed:
             return
         try:
-            self._checkpoints.mark_evaluated(count, valid)
+            self._checkpoints.mark_evaluated(count, progress, valid)
         except StoreError as error:
             self._say(f"the evaluation is not noted in the checkpoint at sample {count}: {error}")
         else:

@@ -58,6 +58,15 @@ class World:
             raise first
         return first
 
+    def agree(self, failed: ShardpipeError | None) -> None:
+        """Raises, in all processes, the error of the first one that has one."""
+        if self.any(failed is not None):
+            raise next(error for error in self.gather([failed]) if error is not None)
+
+    def any(self, holds: bool) -> bool:
+        """Whether it holds in any process."""
+        return self.sum([float(holds)])[0] > 0
+
     def gather(self, items: list[Any]) -> list[Any]:
         """The items of all processes, by rank."""
         if self.size == 1:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from shardpipe import ShardLoader
+from collections.abc import Iterator
+from contextlib import closing
+
+from shardpipe import Batch, ShardLoader
+from shardpipe.errors import ShardpipeError
 from shardpipe.train.engines import World
 from shardpipe.train.evaluation.score import ErrorCounts
 from shardpipe.train.task import Learner
@@ -16,10 +20,12 @@ def evaluate(learner: Learner, loader: ShardLoader, world: World) -> dict[str, f
     Every utterance counts once. One that is too short for its text has error rates like any other but no loss; such are
     counted in `left_out`. A batch's content does not depend on the number of processes, so neither does the result,
     but for the rounding of sums.
+
+    Raises the ShardpipeError that the data of any process end in, in all of them.
     """
     errors = ErrorCounts()
     loss = weight = utterances = left_out = 0.0
-    for batch in loader:
+    for batch in _batches(loader, world):
         result = learner.forward(batch, train=False)
         loss += result.loss.item()
         weight += result.weight
@@ -41,3 +47,18 @@ def evaluate(learner: Learner, loader: ShardLoader, world: World) -> dict[str, f
         "excluded": loader.num_excluded,
         "unreadable": int(unreadable_by_all),
     }
+
+
+def _batches(loader: ShardLoader, world: World) -> Iterator[Batch]:
+    """Those of this process. Where one of the others fails all stop, for a model in shares computes in all or none."""
+    with closing(loader.batches()) as batches:
+        while True:
+            batch = failed = None
+            try:
+                batch = next(batches, None)
+            except ShardpipeError as error:
+                failed = error
+            world.agree(failed)
+            if batch is None:
+                return
+            yield batch

@@ -98,7 +98,7 @@ class Recorder:
     def write(self, event: str, consumed_samples: int, **fields: Any) -> None:
         """One line of metrics.jsonl; what TensorBoard can draw of it goes there too."""
         self._lines.write({"event": event, "consumed_samples": consumed_samples, **fields})
-        group = "train" if event == "step" else event
+        group = "train" if event == "step" else fields.get("set", event)
         for name in _CURVES.get(event, ()):
             value = fields.get(name)
             if value is not None and math.isfinite(value):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +19,11 @@ from shardpipe.train.checkpoints import FORMAT, Checkpoint, Checkpoints, Keep, P
 from shardpipe.train.config import TrainConfig
 from shardpipe.train.engines import World
 from shardpipe.train.logs import Display, JsonLines, Recorder, cut_back
+from shardpipe.train.run.doubts import about_texts
 from shardpipe.train.run.running import Run
-from shardpipe.train.run.settings import write_settings
+from shardpipe.train.run.settings import changes, write_settings
 from shardpipe.train.run.start import Start, find_start
-from shardpipe.train.schedule import Schedule
+from shardpipe.train.schedule import Plateau, Schedule
 from shardpipe.train.steps import batches_per_step
 from shardpipe.train.task import CharTokenizer, Learner
 
@@ -54,14 +55,12 @@ def _opened(config: TrainConfig, world: World, display: Display, stack: ExitStac
         batches_per_step=size,
         lanes=config.lanes,
         sub_epochs=config.sub_epochs,
+        sub_epoch_samples=config.sub_epoch_samples,
         resume_samples=start.samples,
         servers=config.servers,
         local=config.local,
     )
-    valid = None if config.valid is None else _loader(config, world, config.valid, shuffle=False, repeat=False)
-    if valid is not None and valid.sample_rate != loader.sample_rate:
-        rule = f"it has {valid.sample_rate} Hz and the training data {loader.sample_rate} Hz"
-        raise ConfigError("valid", config.valid, rule, fix="Give --sample-rate.")
+    valid = {name: _valid_set(config, world, place, loader) for name, place in config.valid_sets.items()}
     world.from_main(lambda: _check_texts(config, loader))
     tokenizer = world.from_main(lambda: _tokenizer(config, start, loader))
     learner = Learner(config, world, tokenizer, loader.sample_rate)
@@ -70,9 +69,14 @@ def _opened(config: TrainConfig, world: World, display: Display, stack: ExitStac
         _take_place(start, start.checkpoint, loader, learner, size)
         restore(start.checkpoint, learner.model, learner.optimizer, world)
         if start.samples:
-            progress = msgspec.structs.replace(start.checkpoint.progress, evaluated=start.evaluated or valid is None)
+            progress = msgspec.structs.replace(start.checkpoint.progress, evaluated=start.evaluated or not valid)
         if start.resumes:
             learner.engine.precision.scale = start.checkpoint.scale
+    if progress.sub_epochs is None:
+        progress.sub_epochs = loader.epoch * loader.sub_epochs + loader.sub_epoch
+    if config.schedule == "plateau":
+        plateau = progress.plateau or Plateau(peak=config.learning_rate, by=config.best_figure)
+        progress.plateau = plateau.going_on(peak=config.learning_rate, by=config.best_figure)
     if size is not None:  # as it is for the run, on any number of processes
         config = replace(config, batches_per_step=size, accumulate=None)
     saver = Saver(checkpoints, world, display.say)
@@ -83,7 +87,7 @@ def _opened(config: TrainConfig, world: World, display: Display, stack: ExitStac
         saver.save(learner.model, learner.optimizer, replace(start.checkpoint, loader=state, files={}, format=FORMAT))
         saver.wait()
         saver.written()  # not a checkpoint of the training to come
-    world.from_main(lambda: _prepare_folder(config, start, checkpoints, tokenizer, display))
+    changed = world.from_main(lambda: _prepare_folder(config, start, checkpoints, tokenizer, display))
     if world.is_main and start.resumes:
         saver.prune(start.samples)  # a run that was killed may not have come to it
     recorder = keys = None
@@ -108,8 +112,30 @@ def _opened(config: TrainConfig, world: World, display: Display, stack: ExitStac
         total=config.epochs * loader.num_samples,
         batches_per_step=size,
     )
-    run.announce(resumes=start.resumes)
+    run.announce(resumes=start.resumes, changed=changed)
+    if world.is_main:
+        _say_doubts(config, loader, valid, tokenizer, display)
     return run
+
+
+def _valid_set(config: TrainConfig, world: World, place: str, training: ShardLoader) -> ShardLoader:
+    found = _loader(config, world, place, shuffle=False, repeat=False)
+    if found.sample_rate != training.sample_rate:
+        rule = f"it has {found.sample_rate} Hz and the training data {training.sample_rate} Hz"
+        raise ConfigError("valid", place, rule, fix="Give --sample-rate.")
+    return found
+
+
+def _say_doubts(
+    config: TrainConfig,
+    loader: ShardLoader,
+    valid: Mapping[str, ShardLoader],
+    tokenizer: CharTokenizer,
+    display: Display,
+) -> None:
+    for name, each in {config.data: loader, **valid}.items():
+        if (doubt := about_texts(name, each.texts(), tokenizer)) is not None:
+            display.say(f"warning: {doubt}")
 
 
 def _take_place(start: Start, checkpoint: Checkpoint, loader: ShardLoader, learner: Learner, size: int | None) -> None:
@@ -184,6 +210,8 @@ def _schedule(config: TrainConfig, loader: ShardLoader) -> Schedule:
         warmup=config.warmup_amount,
         decay=config.schedule,
         total_samples=config.epochs * loader.num_samples,
+        cycle=config.cycle_amount,
+        cycle_growth=config.cycle_growth,
     )
 
 
@@ -204,8 +232,8 @@ def _check_texts(config: TrainConfig, loader: ShardLoader) -> None:
 
 def _prepare_folder(
     config: TrainConfig, start: Start, checkpoints: Checkpoints, tokenizer: CharTokenizer, display: Display
-) -> None:
-    """Makes the run's folder that of a run which has just come to `start`."""
+) -> dict[str, tuple[Any, Any]]:
+    """Makes the run's folder that of a run which has just come to `start`; returns the settings that change there."""
     folder = Path(config.out)
     with writing(folder):
         later, aside = checkpoints.set_aside(after=start.samples) if start.goes_back else ([], "")
@@ -216,4 +244,6 @@ def _prepare_folder(
         if dropped:
             display.say(f"{file.name}: dropped {dropped} lines beyond sample {start.samples}")
     tokenizer.save(folder / "units.txt")
-    write_settings(config)
+    changed = changes(config, start.samples) if start.resumes else {}
+    write_settings(config, start.samples)
+    return changed

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import msgspec
 
 from shardpipe import Batch, ShardLoader
-from shardpipe.errors import StoreError
-from shardpipe.train.checkpoints import Checkpoint, Progress, Saver
-from shardpipe.train.config import FIGURES, TrainConfig
+from shardpipe.errors import ShardpipeError
+from shardpipe.train.amount import Done
+from shardpipe.train.checkpoints import Progress, Saver
+from shardpipe.train.config import TrainConfig
 from shardpipe.train.engines import World
-from shardpipe.train.evaluation import evaluate
+from shardpipe.train.evaluation import evaluate_sets
 from shardpipe.train.logs import Display, JsonLines, Recorder
+from shardpipe.train.run.doubts import about_counts
+from shardpipe.train.run.saves import Saves
+from shardpipe.train.run.settings import settings_file
 from shardpipe.train.schedule import Schedule
 from shardpipe.train.steps import Clock, Tally
 from shardpipe.train.task import Learner, Result
+from shardpipe.train.validation import FIGURES, named, shown
 
 __all__ = ["Run"]
 
 _NOTES_SHOWN = 10
+_DOUBTED_FROM = 200  # samples: fewer may well be a bad start
 
 
 @dataclass(kw_only=True)
@@ -33,7 +41,7 @@ class Run:
     world: World
     display: Display
     loader: ShardLoader
-    valid: ShardLoader | None
+    valid: Mapping[str, ShardLoader]
     learner: Learner
     schedule: Schedule
     saver: Saver
@@ -49,11 +57,22 @@ class Run:
         self.notes: list[dict[str, Any]] = []
         """Utterances of this process and step that taught nothing."""
         self._given: list[dict[str, Any]] = []
+        self._doubts: set[str] = set()
         self._shown = self._skips_seen = self._excluded_seen = 0
-        self._held: dict[int, float] = {}
-        self._figures: dict[int, dict[str, float | None]] = {}
-        self._started_at = self._saved_at = self.loader.consumed_samples
-        self._started_time = self._saved_time = time.monotonic()
+        self._started_at = self.loader.consumed_samples
+        self._started_time = time.monotonic()
+        self._sub_epochs_left = self.config.max_sub_epochs
+        self.saves = Saves(
+            interval=self.config.save_interval,
+            world=self.world,
+            display=self.display,
+            loader=self.loader,
+            learner=self.learner,
+            progress=self.progress,
+            saver=self.saver,
+            record=self.record,
+            flush=self._flush,
+        )
 
     @property
     def by_ranks(self) -> tuple[int, int] | None:
@@ -65,8 +84,13 @@ class Run:
         if self.recorder is not None:
             self.recorder.write(event, consumed_samples, **fields)
 
-    def announce(self, *, resumes: bool) -> None:
-        """Says and records where the run starts."""
+    def _flush(self) -> None:
+        for log in (self.recorder, self.keys):
+            if log is not None:
+                log.flush()
+
+    def announce(self, *, resumes: bool, changed: Mapping[str, tuple[Any, Any]]) -> None:
+        """Says and records where the run starts, and which settings change there."""
         count = self.loader.consumed_samples
         facts = {
             "total_samples": self.total,
@@ -81,6 +105,10 @@ class Run:
         text = "{parameters:,} parameters, {units} units, {world_size} x {device}, ".format(**facts)
         text += "steps of {batches_per_step} batches".format(**facts)
         self.display.say(f"{'going on' if resumes else 'starting'} at sample {count} of {self.total}: {text}")
+        if changed:
+            self.record("changed", count, **changed)
+        for name, (was, value) in changed.items():
+            self.display.say(f"changed from sample {count} on: {name} from {was} to {value}")
         self.display.start(total=self.total, consumed_samples=count)
 
     def note(self, batch: Batch, result: Result) -> None:
@@ -106,13 +134,14 @@ class Run:
             self._count_notes(count)
         self.count_excluded()
         progress.unknown_units += int(tally.unknown_units)
+        if count >= _DOUBTED_FROM:
+            self._say_doubts(count)
         if math.isfinite(norm):
             progress.skipped_in_a_row = 0
         else:
             progress.skipped_steps += 1
             progress.skipped_in_a_row += 1
             self.display.say(f"sample {count}  no finite gradient: the model stays as it was")
-        epochs = count / self.loader.num_samples - place[0]
         pace = (count - self._started_at) / (time.monotonic() - self._started_time)
         record = {
             "step": progress.steps,
@@ -121,8 +150,8 @@ class Run:
             "grad_norm": norm,
             "epoch": place[0],
             "sub_epoch": place[1],
-            "epoch_progress": min(1.0, epochs),
-            "sub_epoch_progress": min(1.0, epochs * self.config.sub_epochs - place[1]),
+            "epoch_progress": min(1.0, count / self.loader.num_samples - place[0]),
+            "sub_epoch_progress": self._share(place, count),
             "progress": count / self.total,
             "utt_per_s": tally.utterances / clock.elapsed,
             "audio_s_per_s": tally.seconds / clock.elapsed,
@@ -137,6 +166,38 @@ class Run:
             }
         self.record("step", count, **record)
         self.display.step(count, record)
+
+    def rate(self, place: tuple[int, int], count: int) -> float:
+        """The learning rate of the step, begun at `place`, that comes to a count."""
+        ended = (self.progress.sub_epochs or 0) + self._share(place, count)
+        done = Done(samples=count, steps=self.progress.steps, sub_epochs=ended)
+        return self.schedule.at(done, self.progress.plateau)
+
+    def _share(self, place: tuple[int, int], count: int) -> float:
+        """Of the sub-epoch at `place`, when so many samples are consumed."""
+        epochs = count / self.loader.num_samples - place[0]
+        return min(1.0, epochs * self.loader.sub_epochs - place[1])
+
+    def end_sub_epoch(self, place: tuple[int, int]) -> None:
+        """Counts the one at `place`, and those that its last step went beyond."""
+        number, count = self.loader.sub_epochs, self.loader.consumed_samples
+        ended = (self.loader.epoch - place[0]) * number + self.loader.sub_epoch - place[1]
+        self.progress.sub_epochs = (self.progress.sub_epochs or 0) + ended
+        self.progress.sub_epoch_end = count
+        if self._sub_epochs_left is not None:
+            self._sub_epochs_left -= ended
+        self._say_doubts(count)
+
+    @property
+    def has_had_its_part(self) -> bool:
+        """Whether this start was to go through so many sub-epochs, and has."""
+        return self._sub_epochs_left is not None and self._sub_epochs_left <= 0
+
+    def _say_doubts(self, count: int) -> None:
+        for kind, doubt in about_counts(self.progress, count).items():
+            if kind not in self._doubts:
+                self._doubts.add(kind)
+                self.display.say(f"warning: sample {count}  {doubt}")
 
     def count_excluded(self) -> None:
         """Takes over what the loader has left out since the last time."""
@@ -160,106 +221,49 @@ class Run:
                 self.display.say("further ones like these are listed in metrics.jsonl only")
         self.notes.clear()
 
-    def save_due(self, before: int) -> bool:
-        """Whether the step under way, begun at count `before`, is to be followed by a checkpoint.
-
-        In samples or steps that is a matter of the count alone: each multiple of the interval, whenever the run was
-        stopped. In time it is the main process's clock that decides. And one that could not be written is due again.
-        """
-        self._note_written()
-        if self.saver.has_failed:
-            return True
-        interval = self.config.save_interval
-        if interval.unit == "seconds":
-            return self.world.is_main and time.monotonic() - self._saved_time >= interval.count
-        done, now = before, self.loader.consumed_samples
-        if interval.unit == "steps":
-            done, now = self.progress.steps, self.progress.steps + 1
-        return now // interval.count > done // interval.count
-
-    def save(self) -> None:
-        """Begins a checkpoint of this moment, unless the run has started or was last saved here.
-
-        If the last one could not be written, for a reason that may pass, that is said and recorded. Raises StoreError
-        for what does not pass.
-        """
-        count = self.loader.consumed_samples
-        if count == self._saved_at:
-            return
-        began = time.monotonic()
-        for log in (self.recorder, self.keys):
-            if log is not None:
-                log.flush()
-        self._settle()
-        checkpoint = Checkpoint(
-            consumed_samples=count,
-            progress=msgspec.structs.replace(self.progress),
-            identity=self.learner.identity,
-            loader=self.loader.state_dict(),
-            scale=self.learner.engine.precision.scale,
-            epoch=self.loader.epoch,
-            sub_epoch=self.loader.sub_epoch,
-            valid=self._figures.get(count),
-        )
-        self.saver.save(self.learner.model, self.learner.optimizer, checkpoint)
-        self._saved_at, self._saved_time = count, time.monotonic()
-        self._held = {count: time.monotonic() - began}
-
-    def _settle(self) -> bool:
-        """Waits for the checkpoint that is being written, and returns whether it is complete. If not, for a reason that
-        may pass, that is said and recorded. Raises StoreError for another one.
-        """
-        try:
-            self.saver.wait()
-        except StoreError as error:
-            if not error.transient:
-                raise
-            self.record("checkpoint_failed", self._saved_at, reason=str(error))
-            self.display.say(
-                f"sample {self._saved_at}  a checkpoint was not written, and another one is begun: {error}"
-            )
-            return False
-        self._note_written()
-        return True
-
-    def _wait_saved(self) -> None:
-        """Returns when this moment's checkpoint is complete. Raises StoreError if it cannot be written, tried twice."""
-        if not self._settle():
-            self._saved_at = -1
-            self.save()
-            self.saver.wait()
-            self._note_written()
-
-    def _note_written(self) -> None:
-        for written in self.saver.written():
-            count = written.consumed_samples
-            self.record("checkpoint", count, seconds=self._held.pop(count, 0.0), writing=written.seconds)
-
     def evaluate(self) -> None:
-        """Loss and error rates on the validation data: recorded, shown, and noted in the checkpoint of this moment."""
-        assert self.valid is not None
-        result = evaluate(self.learner, self.valid, self.world)
-        count = self.loader.consumed_samples
-        self.record("valid", count, **result)
-        text = "valid loss {loss:.4f}  WER {wer:.2%}  CER {cer:.2%}  {utterances} utterances".format(**result)
-        aside = {name: result[name] for name in ("left_out", "excluded", "unreadable") if result[name]}
-        self.display.say(f"sample {count}  {text}" + (f"  {aside}" if aside else ""))
+        """Loss and error rates on every set: recorded, shown, and noted in the checkpoint of this moment. A set whose
+        data cannot be had is left out of it, which is said and recorded; the one that decides something must not be.
+        """
+        count, config = self.loader.consumed_samples, self.config
+        decides = config.keep_best > 0 or config.schedule == "plateau"
+        figures: dict[str, float | None] = {}
+        needed = config.best_figure.rpartition("/")[0] if decides else None
+        for name, found in evaluate_sets(self.learner, self.valid, self.world, needed=needed):
+            if isinstance(found, ShardpipeError):
+                self.progress.failed_evaluations += 1
+                self.record("valid_failed", count, set=name, reason=str(found))
+                self.display.say(f"sample {count}  {name} cannot be evaluated, and the training goes on: {found}")
+                continue
+            self.record("valid", count, set=name, **found)
+            text = "loss {loss:.4f}  WER {wer:.2%}  CER {cer:.2%}  {utterances} utterances".format(**found)
+            aside = {kind: found[kind] for kind in ("left_out", "excluded", "unreadable") if found[kind]}
+            self.display.say(f"sample {count}  {name} {text}" + (f"  {aside}" if aside else ""))
+            figures |= {named(name, f): found[f] if math.isfinite(found[f]) else None for f in FIGURES}
+        if config.schedule == "plateau":
+            self._look_for_a_plateau(figures[config.best_figure])
         self.progress.evaluated = True
-        if self.world.is_main:
-            found = {str(name): result[name] for name in FIGURES}
-            figures = {name: value if math.isfinite(value) else None for name, value in found.items()}
-            self._figures = {count: figures}
-            self.saver.mark_evaluated(count, figures)
+        self.saves.mark_evaluated(figures)
+
+    def _look_for_a_plateau(self, figure: float | None) -> None:
+        before, config = self.progress.plateau, self.config
+        assert before is not None
+        after = before.after(figure, patience=config.plateau_patience, factor=config.plateau_factor)
+        self.progress.plateau = after
+        if after.factor < before.factor:
+            text = f"no better {shown(before.by)} in {config.plateau_patience} evaluations: the rate is lowered"
+            self.display.say(f"sample {self.loader.consumed_samples}  {text} to {after.peak * after.factor:.2e}")
 
     def finish(self) -> None:
         """Says and records that all epochs are done, and what of them taught nothing. Raises StoreError if the last
         checkpoint cannot be written.
         """
-        self._wait_saved()
+        self.saves.wait()
         counts = msgspec.structs.asdict(self.progress)
-        del counts["evaluated"], counts["skipped_in_a_row"]
+        for name in ("evaluated", "skipped_in_a_row", "sub_epoch_end", "plateau"):
+            del counts[name]
         self.record("end", self.loader.consumed_samples, **counts)
-        aside = {name.replace("_", " "): n for name, n in counts.items() if n and name != "steps"}
+        aside = {name.replace("_", " "): n for name, n in counts.items() if n and name not in ("steps", "sub_epochs")}
         self.display.say(
             f"done: {self.loader.consumed_samples} samples in {self.progress.steps} steps"
             + (f"; {', '.join(f'{name}: {n}' for name, n in aside.items())}" if aside else "")
@@ -267,11 +271,17 @@ class Run:
 
     def tell_how_to_go_on(self) -> None:
         """Says what a stopped run needs. Raises StoreError if the last checkpoint cannot be written."""
-        self._wait_saved()
+        self.saves.wait()
         self.record("stop", self.loader.consumed_samples)
         named = {"--resume": self.config.resume != "auto", "--resume-samples": self.config.resume_samples is not None}
         without = "".join(f", without {flag}," for flag, given in named.items() if given)
         self.display.say(
-            f"stopped at sample {self.loader.consumed_samples} of {self.total}, saved in {self.saver.url}; the same "
-            f"command{without} goes on from there"
+            f"stopped at sample {self.loader.consumed_samples} of {self.total}, saved in {self.saves.url}; the same "
+            f"command{without} goes on from there, and so does: {self._command()}"
         )
+
+    def _command(self) -> str:
+        settings = shlex.quote(str(settings_file(self.config.out)))
+        if self.world.size == 1:
+            return f"shardpipe-train --config {settings}"
+        return f"-m shardpipe.train --config {settings}, by what has started its {self.world.size} processes"

@@ -1,9 +1,9 @@
-"""config.yaml: the settings of a run's latest start."""
+"""The settings of a run: config.yaml, by which it goes on, and those of each start."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,30 +11,73 @@ import msgspec
 import yaml
 
 from shardpipe.errors import ConfigError
-from shardpipe.store import checked_url, converted, is_url, only_local, open_store, write_file
-from shardpipe.train.checkpoints import Checkpoint, Checkpoints, Keep, read_checkpoint
-from shardpipe.train.config import Figure, TrainConfig, checkpoints_in
-from shardpipe.train.schedule import Amount
+from shardpipe.store import checked_url, converted, is_url, only_local, open_store, write_file, writing
+from shardpipe.train.amount import Amount
+from shardpipe.train.checkpoints import Checkpoint, Checkpoints, Keep, count_of, name_of, read_checkpoint
+from shardpipe.train.config import TrainConfig, checkpoints_in
+from shardpipe.train.validation import ONLY, figure_of, sets_of
 
-__all__ = ["checkpoints_of", "found_at", "last_settings", "write_settings"]
+__all__ = ["changes", "checkpoints_of", "found_at", "last_settings", "settings_file", "write_settings"]
 
 _FILE = "config.yaml"
+_STARTS = "starts"
 _LONGEST = 1 << 20  # bytes
+_OF_ONE_START = {"out", "resume", "resume_samples", "init_from", "max_sub_epochs", "max_minutes"}
 
 
-def write_settings(config: TrainConfig) -> None:
-    """Into the run's folder. Raises StoreError."""
-    text = yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
-    write_file(Path(config.out) / _FILE, text.encode())
+def settings_file(folder: str) -> Path:
+    """By which the run in a folder goes on: `shardpipe-train --config FILE`."""
+    return Path(folder) / _FILE
 
 
-def last_settings(folder: str) -> dict[str, Any] | None:
+def write_settings(config: TrainConfig, samples: int) -> None:
+    """Into the run's folder: of the start at a count of samples, and without where it was to start, to go on by. What
+    later starts had is removed. Raises StoreError.
+    """
+    folder = Path(config.out)
+    with writing(folder / _STARTS):
+        (folder / _STARTS).mkdir(exist_ok=True)
+        for count, name in _starts(folder).items():
+            if count > samples:
+                (folder / _STARTS / name).unlink()
+    write_file(folder / _STARTS / f"{name_of(samples)}.yaml", _yaml(config))
+    write_file(settings_file(config.out), _yaml(replace(config, resume="auto", resume_samples=None)))
+
+
+def changes(config: TrainConfig, samples: int) -> dict[str, tuple[Any, Any]]:
+    """The settings that were others up to a count of samples, with what they were and what they are. Those that are a
+    start's own business are not among them.
+    """
+    folder = Path(config.out)
+    there = [name for count, name in _starts(folder).items() if count <= samples]
+    before = last_settings(config.out, f"{_STARTS}/{there[-1]}" if there else _FILE) or {}
+    now = yaml.safe_load(_yaml(config))
+    defaults = {setting.name: setting.default for setting in fields(TrainConfig)}
+    return {
+        name: (was, value)
+        for name, value in now.items()
+        if name not in _OF_ONE_START and before and (was := before.get(name, defaults[name])) != value
+    }
+
+
+def _starts(folder: Path) -> dict[int, str]:
+    """The files of starts by their counts, ascending."""
+    names = [path.name for path in (folder / _STARTS).glob("*.yaml")]
+    found = {count: name for name in names if (count := count_of(name.removesuffix(".yaml"))) is not None}
+    return dict(sorted(found.items()))
+
+
+def _yaml(config: TrainConfig) -> bytes:
+    return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True).encode()
+
+
+def last_settings(folder: str, file: str = _FILE) -> dict[str, Any] | None:
     """Those of the latest start in a run's folder; None where there was none, or something else lies there."""
     try:
         found = open_store(folder)
-        if found.stat(_FILE).size > _LONGEST:
+        if found.stat(file).size > _LONGEST:
             return None
-        settings = yaml.safe_load(found.read(_FILE))
+        settings = yaml.safe_load(found.read(file))
     except Exception:  # there is nothing that a YAML of a stranger may not raise
         return None
     return settings if isinstance(settings, dict) else None
@@ -47,7 +90,8 @@ class _Keeping(msgspec.Struct):
     keep: Annotated[int, msgspec.Meta(ge=1)] = 3
     keep_every: str | None = None
     keep_best: Annotated[int, msgspec.Meta(ge=0)] = 0
-    best_by: Figure = "loss"
+    best_by: str = "loss"
+    valid: dict[str, str] | str | None = None
 
 
 def checkpoints_of(run: str) -> Checkpoints:
@@ -62,9 +106,10 @@ def checkpoints_of(run: str) -> Checkpoints:
     try:
         settings = converted(last_settings(folder) or {}, _Keeping)
         every = settings.keep_every and Amount.parse("keep_every", settings.keep_every, clock=False)
+        by = figure_of("best_by", settings.best_by, sets_of(settings.valid) or [ONLY])
     except (ValueError, ConfigError):  # of another version, or somebody else's
-        settings, every = _Keeping(), None
-    keep = Keep(newest=settings.keep, every=every or None, best=settings.keep_best, by=settings.best_by)
+        settings, every, by = _Keeping(), None, _Keeping().best_by
+    keep = Keep(newest=settings.keep, every=every or None, best=settings.keep_best, by=by)
     if settings.checkpoints is None:
         return Checkpoints(inner if Path(inner).is_dir() else folder, keep=keep)
     place = settings.checkpoints

@@ -76,6 +76,10 @@ class CharTokenizer:
         unknown = self.unknown
         return [self._ids.get(char, unknown) for char in _normal(text)]
 
+    def missing(self, text: str) -> list[str]:
+        """The text's characters that it does not have."""
+        return [char for char in _normal(text) if char not in self._ids]
+
     @property
     def unknown(self) -> int:
         """The id of `<unk>`."""

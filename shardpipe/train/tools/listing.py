@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from shardpipe.errors import StoreError
 from shardpipe.settings import size_text
 from shardpipe.train.checkpoints import Checkpoint, Checkpoints, kept, looks_whole
-from shardpipe.train.config import FIGURES
 from shardpipe.train.run import checkpoints_of
+from shardpipe.train.validation import FIGURES, ONLY, named, shown
 
 __all__ = ["list_checkpoints"]
 
-_HEADS = ("samples", "epoch", "sub-epoch", "steps", "size", *FIGURES, "kept")
+_HEADS = ("samples", "epoch", "sub-epoch", "steps", "size")
 
 
 def list_checkpoints(run: str, say: Callable[[str], None], *, verify: bool) -> bool:
@@ -32,12 +32,16 @@ def list_checkpoints(run: str, say: Callable[[str], None], *, verify: bool) -> b
     whole = {count: each for count, each in found.items() if isinstance(each, Checkpoint) and count in there}
     faults = {count: each for count, each in found.items() if isinstance(each, str) and count in there}
     reasons = kept(whole, checkpoints.keep)
-    rows: list[tuple[str, ...]] = [_HEADS]
+    names = dict.fromkeys(name for count in sorted(whole) for name in whole[count].valid or {})
+    figures = list(names) or [named(ONLY, name) for name in FIGURES]
+    rows: list[tuple[str, ...]] = [(*_HEADS, *map(shown, figures), "kept")]
     for count in sorted(whole | faults):
         if count in whole:
-            rows.append((*_facts(whole[count]), ", ".join(reasons.get(count, ["until the next one is saved"]))))
+            rows.append(
+                (*_facts(whole[count], figures), ", ".join(reasons.get(count, ["until the next one is saved"])))
+            )
         else:
-            rows.append((f"{count:,}", *[""] * (len(_HEADS) - 2), faults[count]))
+            rows.append((f"{count:,}", *[""] * (len(rows[0]) - 2), faults[count]))
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         say("  ".join([*(cell.rjust(width) for cell, width in zip(row[:-1], widths)), row[-1]]))
@@ -58,7 +62,7 @@ def _looked_at(checkpoints: Checkpoints, count: int, *, verify: bool) -> Checkpo
         return error.what
 
 
-def _facts(checkpoint: Checkpoint) -> tuple[str, ...]:
+def _facts(checkpoint: Checkpoint, figures: Sequence[str]) -> tuple[str, ...]:
     place = (checkpoint.epoch, checkpoint.sub_epoch)
     valid = checkpoint.valid or {}
     return (
@@ -66,9 +70,9 @@ def _facts(checkpoint: Checkpoint) -> tuple[str, ...]:
         *("-" if number is None else str(number) for number in place),
         f"{checkpoint.progress.steps:,}",
         size_text(checkpoint.size),
-        *("-" if (figure := valid.get(name)) is None else _shown(name, figure) for name in FIGURES),
+        *("-" if (figure := valid.get(name)) is None else _shown(name, figure) for name in figures),
     )
 
 
 def _shown(name: str, figure: float) -> str:
-    return f"{figure:.4f}" if name == "loss" else f"{figure:.2%}"
+    return f"{figure:.4f}" if name.endswith("loss") else f"{figure:.2%}"

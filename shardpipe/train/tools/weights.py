@@ -13,10 +13,11 @@ from torch import Tensor
 
 from shardpipe.errors import ConfigError, ShardpipeError
 from shardpipe.store import is_url, is_utf8, only_local, write_file, writing
-from shardpipe.train.checkpoints import Checkpoint, Checkpoints, best_of, read_checkpoint, read_weights
-from shardpipe.train.config import Figure, TrainConfig
+from shardpipe.train.checkpoints import Checkpoint, Checkpoints, best_of, read_checkpoint, read_weights, sets_in
+from shardpipe.train.config import TrainConfig
 from shardpipe.train.run import checkpoints_of, last_settings
 from shardpipe.train.task import SIZES, CharTokenizer
+from shardpipe.train.validation import figure_of, shown
 
 __all__ = ["average", "export"]
 
@@ -29,7 +30,7 @@ _PLACES = {
 """Settings that say where things lie: of no use elsewhere, and nobody else's business."""
 
 
-def export(run: str, out: str | None, *, at: int | None = None, best: Figure | None = None) -> Path:
+def export(run: str, out: str | None, *, at: int | None = None, best: str | None = None) -> Path:
     """Writes the model of a run's newest checkpoint, of the one at a count, or of the best one by a figure, and returns
     the file; without `out` it is model.safetensors in the run's folder.
 
@@ -46,7 +47,7 @@ def export(run: str, out: str | None, *, at: int | None = None, best: Figure | N
             raise ConfigError("at", at, f"no checkpoint is there; {there}")
         found = checkpoints.read(at)
     elif best is not None:
-        found = _best(checkpoints, 1, best)[0]
+        found = _best(checkpoints, 1, best, "best")[0]
     elif counts:
         found = checkpoints.read(counts[-1])
     else:
@@ -55,35 +56,49 @@ def export(run: str, out: str | None, *, at: int | None = None, best: Figure | N
 
 
 def average(
-    run: str, out: str | None, *, best: int | None = None, newest: int | None = None, by: Figure | None = None
+    run: str,
+    out: str | None,
+    *,
+    best: int | None = None,
+    newest: int | None = None,
+    sub_epochs: int | None = None,
+    by: str | None = None,
 ) -> Path:
-    """Writes the mean of the models of a run's so many best or newest checkpoints, weight by weight, and returns the
-    file; without `out` it is average.safetensors in the run's folder.
+    """Writes the mean of the models of several of a run's checkpoints, weight by weight, and returns the file; without
+    `out` it is average.safetensors in the run's folder. They are so many of the best, of the newest, or of those at
+    which the last sub-epochs ended.
 
     Raises ShardpipeError, also where there are fewer.
     """
     path = _file(run, out, "average")
-    if (best is None) == (newest is None) or (by is not None and best is None):
-        given = {name: value for name, value in (("best", best), ("newest", newest), ("by", by)) if value is not None}
-        fix = "Give either --best N, with a figure by --by, or --newest N."
-        raise ConfigError("choice", given, "it does not say which checkpoints to take", fix=fix)
-    name, number = ("best", best) if newest is None else ("newest", newest)
-    assert number is not None
+    choices = {"best": best, "newest": newest, "sub_epochs": sub_epochs}
+    given = {name: number for name, number in choices.items() if number is not None}
+    if len(given) != 1 or (by is not None and best is None):
+        found = given | ({} if by is None else {"by": by})
+        fix = "Give one of --best N, with a figure by --by, --newest N and --sub-epochs N."
+        raise ConfigError("choice", found, "it does not say which checkpoints to take", fix=fix)
+    ((name, number),) = given.items()
     if number < 1:
         raise ConfigError(name, number, "it must be at least 1")
     checkpoints = checkpoints_of(run)
-    if newest is None:
-        return _write(path, run, _best(checkpoints, number, by or checkpoints.keep.by))
-    counts = checkpoints.counts()[-number:]
+    if best is not None:
+        return _write(path, run, _best(checkpoints, number, by or checkpoints.keep.by, "by"))
+    counts, kind, fix = checkpoints.counts(), "", "Keep more: --keep."
+    if sub_epochs is not None:
+        counts = [count for count, each in checkpoints.whole().items() if each.ends_sub_epoch]
+        kind, fix = " of the ends of sub-epochs", "Keep them: --keep-every 1sub-epoch."
     if len(counts) < number:
-        raise ConfigError("newest", number, f"there are {len(counts)} checkpoints", fix="Keep more: --keep.")
-    return _write(path, run, [checkpoints.read(count) for count in counts])
+        raise ConfigError(name, number, f"there are {len(counts)} checkpoints{kind}", fix=fix)
+    return _write(path, run, [checkpoints.read(count) for count in counts[-number:]])
 
 
-def _best(checkpoints: Checkpoints, number: int, by: Figure) -> list[Checkpoint]:
-    counts = best_of(checkpoints.whole(), number, by)
+def _best(checkpoints: Checkpoints, number: int, by: str, setting: str) -> list[Checkpoint]:
+    whole = checkpoints.whole()
+    if sets := sets_in(whole):
+        by = figure_of(setting, by, sets)
+    counts = best_of(whole, number, by)
     if len(counts) < number:
-        rule = f"{len(counts)} of the checkpoints have a {by} on validation data"
+        rule = f"{len(counts)} of the checkpoints have a {shown(by)} on validation data"
         raise ConfigError("best", number, rule, fix="Ask for fewer; train with --valid, and keep more: --keep-best.")
     return [checkpoints.read(count) for count in sorted(counts)]
 

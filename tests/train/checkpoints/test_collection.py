@@ -10,8 +10,8 @@ import pytest
 
 from shardpipe.errors import StoreError
 from shardpipe.store import LocalStore, Stat
+from shardpipe.train.amount import Amount
 from shardpipe.train.checkpoints import Checkpoints, Keep, read_checkpoint
-from shardpipe.train.schedule import Amount
 from tests.train.checkpoints import saved
 
 

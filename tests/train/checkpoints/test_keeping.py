@@ -8,17 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shardpipe.train.amount import Amount
 from shardpipe.train.checkpoints import Checkpoint, Identity, Keep, Progress, best_of, kept
-from shardpipe.train.schedule import Amount
 
 
 def at(count: int, loss: float | None = None, *, steps: int = 0, **figures: float | None) -> Checkpoint:
+    evaluated = loss is not None or bool(figures)
     return Checkpoint(
         consumed_samples=count,
         progress=Progress(steps=steps),
         identity=Identity(model="tiny", units=(), sample_rate=16000),
         loader={"consumed_samples": count},
-        valid={"loss": loss, **figures} if loss is not None or figures else None,
+        valid={f"valid/{name}": figure for name, figure in {"loss": loss, **figures}.items()} if evaluated else None,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from shardpipe.train.checkpoints.marker import Sum, marker_of
 from shardpipe.train.checkpoints.reading import looks_whole
 
 COUNT = 1234
+FIGURES = {"dev/loss": 1.5, "dev/wer": None}
 FILES = (".metadata", "__0_0.distcp")
 
 
@@ -45,7 +47,8 @@ def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 
 
 def mark_evaluated(folder: Path) -> None:
-    Checkpoints(str(folder.parent), keep=Keep()).mark_evaluated(COUNT, {"loss": 1.5, "wer": None})
+    progress = msgspec.structs.replace(read(folder).progress, evaluated=True, sub_epochs=2)
+    Checkpoints(str(folder.parent), keep=Keep()).mark_evaluated(COUNT, progress, FIGURES)
 
 
 def read(folder: Path) -> Checkpoint:
@@ -70,8 +73,8 @@ def test_what_is_written_is_read(folder: Path) -> None:
     assert looks_whole(found)
     mark_evaluated(folder)
     marked = read(folder)
-    assert marked.progress == Progress(steps=77, evaluated=True)
-    assert marked.valid == (None if found.format == 1 else {"loss": 1.5, "wer": None})
+    assert marked.progress == Progress(steps=77, evaluated=True, sub_epochs=None if found.format == 1 else 2)
+    assert marked.valid == (None if found.format == 1 else FIGURES)
     assert replace(marked, progress=found.progress, valid=None) == found
     (folder / FILES[0]).write_bytes(b"other content")
     assert not looks_whole(marked)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from shardpipe.errors import StoreError
-from shardpipe.train.checkpoints import Checkpoints, Keep, Saver, read_checkpoint, read_weights
+from shardpipe.train.checkpoints import Checkpoints, Keep, Progress, Saver, read_checkpoint, read_weights
 from shardpipe.train.checkpoints.marker import Sum
 from shardpipe.train.checkpoints.saving import _share
 from shardpipe.train.engines import World
@@ -87,7 +87,7 @@ def test_one_that_cannot_be_written_is_said_once(
     gate.fault = fault
     gate.opens.set()
     saver.save(*learner, facts(8))
-    saver.mark_evaluated(8, {"loss": 1.0})  # about what is not there, of which nothing more is to be said
+    saver.mark_evaluated(8, Progress(), {"valid/loss": 1.0})  # what is not there, of which nothing more is to be said
     with pytest.raises(StoreError) as caught:
         saver.wait()
     assert said in str(caught.value)
@@ -110,13 +110,13 @@ def test_an_evaluation_is_noted_when_its_checkpoint_is_complete(tmp_path: Path) 
     for count, loss in ((4, 1.0), (8, 2.0), (12, 0.5)):
         gate.opens.clear()
         saver.save(*learner, facts(count))
-        saver.mark_evaluated(count, {"loss": loss})
+        saver.mark_evaluated(count, Progress(), {"valid/loss": loss})
         gate.opens.set()
         saver.wait()
-    saver.mark_evaluated(16, {"loss": 0.1})
+    saver.mark_evaluated(16, Progress(), {"valid/loss": 0.1})
     saver.close()
     assert checkpoints.counts() == [12], "4 was the best until 12 was evaluated"
-    assert checkpoints.peek(12).valid == {"loss": 0.5}
+    assert checkpoints.peek(12).valid == {"valid/loss": 0.5}
     assert "not noted in the checkpoint at sample 16" in said[0]
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from shardpipe.errors import ConfigError, StoreError
 from shardpipe.store import Uploads, is_url
-from shardpipe.train.checkpoints import Checkpoints, Keep
+from shardpipe.train.checkpoints import Checkpoints, Keep, Progress
 from shardpipe.train.checkpoints import storage as storage_module
 from shardpipe.train.checkpoints.storage import Storage, storage_at
 from tests.places import use_bucket
@@ -135,8 +135,8 @@ def test_checkpoints_are_saved_read_and_pruned_there(place: str) -> None:
     found = checkpoints.newest(pytest.fail)
     assert found is not None
     assert found.consumed_samples == 12
-    checkpoints.mark_evaluated(12, {"loss": 0.5})
-    assert checkpoints.read(12).valid == {"loss": 0.5}
+    checkpoints.mark_evaluated(12, Progress(), {"valid/loss": 0.5})
+    assert checkpoints.read(12).valid == {"valid/loss": 0.5}
     assert checkpoints.set_aside(after=8)[0] == [12]
     assert checkpoints.counts() == [8]
 

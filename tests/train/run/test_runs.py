@@ -21,12 +21,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from shardpipe.errors import StoreError
 from shardpipe.pack import pack
+from shardpipe.train.amount import Amount, Done
 from shardpipe.train.checkpoints import Saver
 from shardpipe.train.checkpoints.marker import marker_of, parse_marker
 from shardpipe.train.checkpoints.storage import storage_at
 from shardpipe.train.cli import main
 from shardpipe.train.config import TrainConfig
-from shardpipe.train.schedule import Amount, Schedule
+from shardpipe.train.schedule import Schedule
 from tests.speech import make_bytes, pack_speech, write_list
 from tests.training import FLAGS, events, markers, one_thread, outcome
 
@@ -93,7 +94,8 @@ def test_the_rates_and_the_metrics_are_what_the_schedule_says_also_after_a_resum
     assert again(data, run, "--resume", str(run / "checkpoints" / "000000000024")) == 0
     schedule = Schedule(peak=1e-3, warmup=Amount(count=10, unit="steps"), decay="cosine", total_samples=SAMPLES)
     steps = events(run, "step")
-    assert [step["lr"] for step in steps] == [schedule.at(steps=i, samples=4 * i) for i in range(1, STEPS + 1)]
+    done = [Done(steps=i, samples=4 * i, sub_epochs=0) for i in range(1, STEPS + 1)]
+    assert [step["lr"] for step in steps] == [schedule.at(each) for each in done]
     assert [step["progress"] for step in steps] == [4 * i / SAMPLES for i in range(1, STEPS + 1)]
     for step in steps:
         assert 0 <= step["data_wait"] <= 1
@@ -472,7 +474,11 @@ def test_settings_come_from_a_file_and_flags_override_it(data: Path, tmp_path: P
         (["--data", "DATA", "--out", "s3://bucket/run"], 2, "out is 's3://...', but it must be a path of this machine"),
         (["--data", "DATA", "--out", "OUT", "--init-from", "s3://me:word@bucket/x"], 2, "'s3://bucket/x', but it came"),
         (["--data", "DATA", "--out", "OUT", "--keep-best", "2"], 2, "which are the best is not known. Give --valid"),
-        (["--data", "DATA", "--out", "OUT", "--keep-every", "10min"], 2, "it must be like 5000samples or 200steps"),
+        (
+            ["--data", "DATA", "--out", "OUT", "--keep-every", "10min"],
+            2,
+            "it must be like 5000samples, 200steps or 2sub-epochs",
+        ),
         (["--data", "DATA", "--out", "OUT", "--keep-every", "0samples"], 2, "it must be more than nothing"),
         (["--data", "DATA", "--out", "OUT", "--init-from", "nowhere"], 1, "is no complete checkpoint"),
     ],
@@ -505,12 +511,13 @@ def test_the_flags_are_these_and_each_is_explained(capsys: pytest.CaptureFixture
     # Flags never leave: think twice before this list grows.
     assert [field.name for field in fields(TrainConfig)] == [
         *("data", "out", "valid", "model", "units", "epochs", "batch_size", "batch_seconds", "min_seconds"),
-        *("max_seconds", "channels", "sample_rate", "sub_epochs", "window", "lanes", "seed", "learning_rate", "warmup"),
-        *("schedule", "weight_decay", "batches_per_step", "accumulate", "clip", "spec_augment", "engine", "precision"),
-        *("activation_checkpointing", "compile", "deterministic", "device", "threads"),
-        *("cache_dir", "cache_bytes", "on_error", "save_every", "checkpoints", "keep", "keep_every"),
-        *("keep_best", "best_by", "resume", "resume_samples", "init_from"),
-        *("log_keys", "schemes", "servers", "local", "token_file", "tls_ca", "digests"),
+        *("max_seconds", "channels", "sample_rate", "sub_epochs", "sub_epoch_samples", "max_sub_epochs"),
+        *("max_minutes", "window", "lanes", "seed", "learning_rate", "warmup", "schedule", "cycle"),
+        *("cycle_growth", "plateau_factor", "plateau_patience", "weight_decay", "batches_per_step", "accumulate"),
+        *("clip", "spec_augment", "engine", "precision", "activation_checkpointing", "compile", "deterministic"),
+        *("device", "threads", "cache_dir", "cache_bytes", "on_error", "save_every", "checkpoints", "keep"),
+        *("keep_every", "keep_best", "best_by", "resume", "resume_samples", "init_from", "log_keys", "schemes"),
+        *("servers", "local", "token_file", "tls_ca", "digests"),
     ]
     for field in fields(TrainConfig):
         assert f"--{field.name.replace('_', '-')}" in said

@@ -137,11 +137,11 @@ def test_an_average_of_several(run: Path, tmp_path: Path, capsys: pytest.Capture
         (["export", "RUN", "--at", "9"], 2, "at is 9, but no checkpoint is there; there are 8, "),
         (["export", "RUN", "--best", "wer", "-o", "s3://bucket/x"], 2, "it must be a path of this machine"),
         (["export", "NOWHERE"], 1, "is no complete checkpoint"),
-        (["average", "RUN"], 2, "it does not say which checkpoints to take. Give either --best N"),
+        (["average", "RUN"], 2, "it does not say which checkpoints to take. Give one of --best N"),
         (
             ["average", "RUN", "--best", "1", "--newest", "1"],
             2,
-            "it does not say which checkpoints to take. Give either --best N",
+            "it does not say which checkpoints to take. Give one of --best N",
         ),
         (["average", "RUN", "--newest", "2", "--by", "wer"], 2, "it does not say which checkpoints to take"),
         (["export", "RUN", "--at", "8", "--best", "loss"], 2, "best is loss. Give one of the two."),
