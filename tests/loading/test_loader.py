@@ -286,6 +286,9 @@ def test_neighbours_are_read_together(data: Path) -> None:
         ({"batch_size": 4, "lanes": 0}, "lanes"),
         ({"batch_size": 4, "window": 0}, "window"),
         ({"batch_size": 4, "sub_epochs": 0}, "sub_epochs"),
+        ({"batch_size": 4, "sub_epoch_samples": 0}, "sub_epoch_samples is 0, but it must be at least 1"),
+        ({"batch_size": 4, "sub_epoch_samples": 9, "sub_epochs": 2}, "sub_epoch_samples is 9, but sub_epochs is 2"),
+        ({"batch_size": 4, "sub_epoch_samples": 9, "repeat": False}, "repeat is False, but every pass is a whole one"),
         ({"batch_size": 4, "dtype": "float64"}, "dtype"),
         ({"batch_size": 4, "on_error": "ignore"}, "on_error"),
         ({"batch_size": 4, "min_seconds": 3, "max_seconds": 2}, "max_seconds"),
@@ -364,3 +367,19 @@ def test_a_script_that_leaves_a_loop_half_way_ends_without_a_word(data: Path, tm
         [sys.executable, str(script), str(data), str(tmp_path / "cache"), kind], capture_output=True, text=True
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("largest", "parts"), [(1, SAMPLES), (7, -(-SAMPLES // 7)), (SAMPLES - 1, 2), (SAMPLES, 1), (10**9, 1)]
+)
+def test_sub_epochs_of_so_many_samples_are_as_few_as_that_takes(data: Path, largest: int, parts: int) -> None:
+    loader = ShardLoader(data, batch_size=1, sub_epoch_samples=largest)
+    alike = ShardLoader(data, batch_size=1, sub_epochs=parts)
+    assert loader.sub_epochs == alike.sub_epochs == parts
+    sizes = []
+    while loader.epoch == 0:
+        assert [batch.keys for batch in loader] == [batch.keys for batch in alike]
+        sizes.append(loader.consumed_samples - sum(sizes))
+    assert sum(sizes) == SAMPLES
+    assert max(sizes) <= largest
+    assert max(sizes) - min(sizes) <= 1

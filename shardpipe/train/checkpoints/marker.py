@@ -89,7 +89,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 _FIXES = {
     "model": "Give the same --model, or a new --out.",
     "units": "Give the --units of that run (units.txt in its folder), or a new --out.",
-    "sample_rate": "Pack the data at that rate (`shardpipe pack --sample-rate`), or give a new --out.",
+    "sample_rate": "Have the audio resampled to that rate, with --sample-rate, or give a new --out.",
 }
 
 

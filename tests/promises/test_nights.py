@@ -1,0 +1,284 @@
+"""A run that is trained in slots, night by night, is the run in one piece: rates, best checkpoints, averages, bits."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from shardpipe.pack import PackOptions, pack
+from shardpipe.train.cli import main
+from tests.speech import pack_speech, write_list
+from tests.training import FLAGS, delivered, events, finish, markers, one_thread, outcome
+
+SAMPLES = 28
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pack_speech(tmp_path_factory.mktemp("train"), SAMPLES, shard_samples=8, seconds=(0.3, 0.6))
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {
+        name: pack_speech(tmp_path_factory.mktemp(name), 4, seed=seed, seconds=(0.3, 0.6), shard_samples=1)
+        for seed, name in enumerate(("dev", "test"), 1)
+    }
+
+
+def named(sets: dict[str, Path]) -> str:
+    return ",".join(f"{name}={place}" for name, place in sets.items())
+
+
+def train(out: Path, *flags: str) -> None:
+    assert main([*FLAGS, *flags, "--out", str(out)]) == 0
+
+
+def assert_exactly_once(out: Path, epochs: int) -> None:
+    assert delivered(out) == {epoch: Counter(f"utt{i:05d}" for i in range(SAMPLES)) for epoch in range(epochs)}
+
+
+def in_slots(out: Path, *flags: str) -> int:
+    """A step or an evaluation a slot, until all is done; how many slots that took."""
+    for slot in range(1, 200):
+        train(out, *flags, "--max-minutes", "0.000001")
+        if events(out, "end"):
+            return slot
+    raise AssertionError("the slots come to no end")
+
+
+SCHEDULES = {
+    "plateau": [
+        "--schedule",
+        "plateau",
+        "--plateau-patience",
+        "1",
+        "--plateau-factor",
+        "0.3",
+        "--best-by",
+        "test/loss",
+    ],
+    "restarts": ["--schedule", "cosine", "--cycle", "1sub-epoch", "--cycle-growth", "2", "--warmup", "1sub-epoch"],
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_many_slots_are_the_run_in_one_piece(data: Path, sets: dict[str, Path], tmp_path: Path, schedule: str) -> None:
+    # 28 samples by at most 10 are three parts of 9 1/3, which end within batches of 4. A rate that is too high, so that
+    # evaluations are not always better.
+    flags = ["--data", str(data), "--valid", named(sets), "--epochs", "2", "--sub-epoch-samples", "10"]
+    flags += ["--keep", "1", "--keep-best", "2", "--keep-every", "2sub-epochs", "--learning-rate", "0.05"]
+    flags += SCHEDULES[schedule]
+    whole, slots = tmp_path / "whole", tmp_path / "slots"
+    train(whole, *flags)
+    assert in_slots(slots, *flags) == len(events(whole, "step")) + 6 > 20, "one for each step, and each evaluation"
+    assert outcome(slots) == outcome(whole)
+    assert markers(slots) == markers(whole)
+    assert_exactly_once(slots, 2)
+    rates = [step["lr"] for step in events(whole, "step")]
+    if schedule == "plateau":
+        assert rates[-1] < 0.05 * 0.5, "there is a plateau in it"
+    else:
+        assert max(rates[5:]) == pytest.approx(0.05, rel=0.2)
+        assert min(rates) < 0.001
+    for choice in (["--best", "2"], ["--sub-epochs", "1"], ["--best", "1", "--by", "dev/cer"]):
+        files = [run / "average.safetensors" for run in (whole, slots)]
+        for file in files:
+            assert main(["average", str(file.parent), *choice]) == 0
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_slots_of_parts_end_evaluated_and_their_last_line_goes_on(
+    data: Path, sets: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a run"
+    flags = ["--data", str(data), "--valid", named(sets), "--epochs", "2", "--sub-epochs", "2"]
+    train(out, *flags, "--max-sub-epochs", "3", "--keep", "9")
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert events(out)[-1] == {"event": "stop", "consumed_samples": 44}
+    assert len(events(out, "valid")) == 3 * len(sets)
+    assert [marker["progress"]["evaluated"] for marker in markers(out).values()] == [True] * 3
+    assert main(shlex.split(said.partition("and so does: shardpipe-train ")[2])) == 0
+    train(tmp_path / "whole", *flags, "--keep", "9")
+    assert outcome(out) == outcome(tmp_path / "whole")
+    assert "done: 56 samples" in capsys.readouterr().err
+
+
+def test_more_parts_than_are_left_end_when_the_run_does(data: Path, tmp_path: Path) -> None:
+    train(tmp_path / "run", "--data", str(data), "--epochs", "1", "--max-sub-epochs", "7")
+    assert [event["event"] for event in events(tmp_path / "run")][-2:] == ["checkpoint", "end"]
+
+
+def test_without_a_validation_set_parts_are_counted_all_the_same(data: Path, tmp_path: Path) -> None:
+    flags = ["--data", str(data), "--epochs", "2", "--sub-epochs", "4", "--keep-every", "1sub-epoch", "--keep", "1"]
+    train(tmp_path / "whole", *flags)
+    assert in_slots(tmp_path / "slots", *flags) == len(events(tmp_path / "whole", "step"))
+    assert outcome(tmp_path / "slots") == outcome(tmp_path / "whole")
+    found = markers(tmp_path / "whole")
+    assert markers(tmp_path / "slots") == found
+    assert [marker["progress"]["sub_epochs"] for _, marker in sorted(found.items())] == [*range(1, 9)]
+
+
+def test_other_parts_in_mid_run_lose_nothing_and_the_schedule_goes_on(
+    data: Path, sets: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--data", str(data), "--valid", named(sets), "--epochs", "3", "--warmup", "2sub-epochs", "--keep", "99"]
+    out = tmp_path / "run"
+    train(out, *flags, "--sub-epochs", "2", "--max-sub-epochs", "3")
+    capsys.readouterr()
+    train(out, *flags, "--sub-epochs", "5", "--max-sub-epochs", "2")
+    assert "changed from sample 44 on: sub_epochs from 2 to 5" in capsys.readouterr().err
+    train(out, *flags, "--sub-epoch-samples", "1")
+    assert_exactly_once(out, 3)
+    changed = events(out, "changed")
+    assert [(event["consumed_samples"], sorted(event)[2:]) for event in changed] == [
+        (44, ["sub_epochs"]),
+        (changed[1]["consumed_samples"], ["sub_epoch_samples", "sub_epochs"]),
+    ]
+    # Three of the first kind, two of the second; of parts of one sample, a step ends four at once.
+    counted = [marker["progress"]["sub_epochs"] for _, marker in sorted(markers(out).items())]
+    assert counted[:5] == [1, 2, 3, 4, 5]
+    assert counted[-1] == 5 + 3 * SAMPLES - changed[1]["consumed_samples"]
+    rates = [step["lr"] for step in events(out, "step")]
+    warm = next(i for i, rate in enumerate(rates) if rate == max(rates))
+    assert all(a >= b for a, b in zip(rates[warm:], rates[warm + 1 :])), "the warm-up is behind it, and stays there"
+
+
+def test_what_was_changed_on_purpose_is_told_start_by_start(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    flags = ["--data", str(data), "--epochs", "1", "--save-every", "2steps", "--keep", "99"]
+    train(out, *flags, "--max-sub-epochs", "1", "--resume", "never")
+    train(out, *flags, "--learning-rate", "5e-4", "--resume", str(out / "checkpoints" / f"{8:012d}"))
+    train(out, *flags, "--epochs", "2", "--batch-size", "2", "--schedule", "constant", "--learning-rate", "5e-4")
+    starts = {path.name: yaml.safe_load(path.read_text()) for path in sorted((out / "starts").iterdir())}
+    assert list(starts) == [f"{count:012d}.yaml" for count in (0, 8, SAMPLES)]
+    assert [start["learning_rate"] for start in starts.values()] == [1e-3, 5e-4, 5e-4]
+    assert starts[f"{0:012d}.yaml"]["resume"] == "never"
+    last = yaml.safe_load((out / "config.yaml").read_text())
+    assert (last["resume"], last["batch_size"]) == ("auto", 2), "by which it goes on"
+    assert [{k: v for k, v in event.items() if k != "event"} for event in events(out, "changed")] == [
+        {"consumed_samples": 8, "learning_rate": [1e-3, 5e-4]},
+        {"consumed_samples": SAMPLES, "epochs": [1, 2], "batch_size": [4, 2], "schedule": ["cosine", "constant"]},
+    ]
+    # Gone back to where it was changed first, the later starts are no longer its history.
+    train(out, "--data", str(data), "--epochs", "1", "--resume", str(out / "checkpoints" / f"{8:012d}"))
+    assert sorted(path.name for path in (out / "starts").iterdir()) == [f"{count:012d}.yaml" for count in (0, 8)]
+    assert [event["learning_rate"] for event in events(out, "changed")] == [[1e-3, 5e-4], [5e-4, 1e-3]]
+
+
+def damage(dataset: Path) -> None:
+    """Flips a bit in the audio of every shard but the first."""
+    for shard in sorted(dataset.glob("*.tar"))[1:]:
+        content = bytearray(shard.read_bytes())
+        at = next(i for i in range(len(content) // 2, len(content)) if content[i])
+        content[at] ^= 1
+        shard.write_bytes(content)
+
+
+@pytest.fixture
+def broken(sets: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
+    own = {"dev": pack_speech(tmp_path / "dev", 4, seed=1, seconds=(0.3, 0.6), shard_samples=1), "test": sets["test"]}
+    damage(own["dev"])
+    return own
+
+
+def test_a_set_that_fails_does_not_end_a_training_that_decides_nothing_by_it(
+    data: Path, broken: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    train(out, "--data", str(data), "--valid", named(broken), "--epochs", "2")
+    assert [event["set"] for event in events(out, "valid")] == ["test", "test"]
+    failed = events(out, "valid_failed")
+    assert [event["set"] for event in failed] == ["dev", "dev"]
+    assert all("shard-" in event["reason"] for event in failed)
+    assert events(out, "end")[0]["failed_evaluations"] == 2
+    said = capsys.readouterr().err
+    assert said.count("dev cannot be evaluated, and the training goes on: ") == 2
+    assert "failed evaluations: 2" in said
+    assert all(list(marker["valid"]) == ["test/loss", "test/wer", "test/cer"] for marker in markers(out).values())
+
+
+@pytest.mark.parametrize("why", [["--keep-best", "1"], ["--schedule", "plateau"]])
+def test_the_set_that_decides_must_not_fail_and_is_evaluated_at_the_next_start(
+    data: Path, broken: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], why: list[str]
+) -> None:
+    out = tmp_path / "run"
+    flags = [*FLAGS, "--data", str(data), "--valid", named(broken), "--epochs", "2", "--out", str(out), *why]
+    assert main(flags) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("shardpipe-train: ")
+    assert "the validation set dev, by which the run decides, cannot be evaluated: " in said
+    damage(broken["dev"])  # back to what it was
+    assert main(flags) == 0
+    train(tmp_path / "whole", *flags[len(FLAGS) :][:6], *why)
+    assert outcome(out) == outcome(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_a_set_that_fails_in_one_of_two_processes_is_left_by_both(
+    data: Path, sets: dict[str, Path], tmp_path: Path, engine: str
+) -> None:
+    broken = pack_speech(tmp_path / "dev", 4, seed=1, seconds=(0.3, 0.6), shard_samples=1)
+    shard = sorted(broken.glob("*.tar"))[-1]
+    shard.write_bytes(shard.read_bytes()[:-512] + b"longer" * 100)
+    flags = [*FLAGS, "--data", str(data), "--epochs", "1", "--batch-size", "1", "--engine", engine]
+    said = finish(tmp_path / "run", [*flags, "--valid", f"dev={broken},test={sets['test']}"], processes=2)
+    assert said.count("dev cannot be evaluated, and the training goes on: ") == 1
+    assert [event["set"] for event in events(tmp_path / "run", "valid")] == ["test"]
+    assert "done: 28 samples" in said
+
+
+def of_texts(folder: Path, text: str, n: int = 4) -> Path:
+    """A dataset of short audio, all with one text."""
+    path = write_list(folder, n, seconds=(0.3, 0.6))
+    lines = [json.loads(line) | {"txt": text} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    pack(path, folder / "packed", options=PackOptions(relative=True))
+    return folder / "packed"
+
+
+def test_texts_without_the_units_are_doubted(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    upper = of_texts(tmp_path / "upper", "STOP now")
+    train(
+        tmp_path / "run", "--data", str(data), "--valid", f"upper={upper}", "--epochs", "1", "--max-minutes", "0.00001"
+    )
+    said = capsys.readouterr().err
+    (line,) = re.findall(r"warning: .*", said)
+    assert "50.0% of the characters in the first 4 texts of upper are not among the" in line
+    units = tmp_path / "units.txt"
+    units.write_text("<blank> 0\n<unk> 1\na 2\nb 3\n")
+    train(tmp_path / "other", "--data", str(data), "--units", str(units), "--epochs", "1", "--max-minutes", "0.00001")
+    assert f"texts of {data} are not among the 4 units" in capsys.readouterr().err
+
+
+def test_utterances_that_teach_nothing_are_doubted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long = of_texts(tmp_path / "long", "many more characters than there are frames for them", 8)
+    train(tmp_path / "run", "--data", str(long), "--epochs", "1", "--sub-epochs", "2")
+    said = capsys.readouterr().err
+    assert said.count("warning: ") == 1
+    assert "warning: sample 4  4 of 4 utterances so far teach nothing, for they have fewer frames" in said
+
+
+def test_a_model_of_another_rate_is_refused_by_name(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tmp_path / "run", "--data", str(data), "--epochs", "1", "--max-sub-epochs", "1")
+    flags: list[Any] = [*FLAGS, "--data", str(data), "--sample-rate", "8000", "--init-from", str(tmp_path / "run")]
+    assert main([*flags, "--out", str(tmp_path / "other")]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "sample_rate was 16000 when saved and is 8000 now" in said
+    assert "with --sample-rate" in said
