@@ -40,13 +40,13 @@ _FLAGS = [
 ]
 
 REPORT = """\
-The tiny model (484,000 parameters) of `shardpipe-train`, all on one machine's two cores, loading among it: {flags}.
+The tiny model (484,000 parameters) of `shardpipe-train` on two cores, loading among it: {flags}.
 Every slot is a process that `--max-minutes` ends with a checkpoint; the next one goes on from it. Character error rates
 (CER) are those of greedy decoding, characters as the data have them: capitals and punctuation count.
 
 ## Overfit: {prompts} recorded prompts, read back
 
-The tiny model (484,000 parameters) of `shardpipe-train`, on two cores, loading among it: {flags}.
+`--no-spec-augment --schedule constant`, {overfit_epochs} epochs in {overfit_slots} slots, {overfit_minutes:.1f} minutes:
 CER {overfit:.2%}.
 
 ## Held out
