@@ -41,12 +41,12 @@ _FLAGS = [
 
 REPORT = """\
 The tiny model (484,000 parameters) of `shardpipe-train` on two cores, loading among it: {flags}.
-Every slot is a process that `--max-minutes` ends with a checkpoint; the next one goes on from it. Character error rates
+Every slot is a process that `--max-minutes` ends with a checkpoint; the next one goes on. Character error rates
 (CER) are those of greedy decoding, characters as the data have them: capitals and punctuation count.
 
 ## Overfit: {prompts} recorded prompts, read back
 
-`--no-spec-augment --schedule constant`, {overfit_epochs} epochs in {overfit_slots} slots, {overfit_minutes:.1f} minutes:
+`--no-spec-augment --schedule constant`, {overfit_epochs} epochs in {overfit_slots} slots, {overfit_minutes:.1f} min:
 CER {overfit:.2%}.
 
 ## Held out
