@@ -12,7 +12,7 @@ from shardpipe.settings import byte_size
 from shardpipe.store import checked_url, is_url, only_local
 from shardpipe.train.amount import Amount
 from shardpipe.train.schedule import Decay
-from shardpipe.train.validation import figure_of, sets_of
+from shardpipe.train.validation import ONLY, figure_of, sets_of
 
 __all__ = ["ModelSize", "PrecisionName", "TrainConfig", "checkpoints_in"]
 
@@ -20,6 +20,7 @@ ModelSize = Literal["tiny", "small", "medium"]
 PrecisionName = Literal["fp32", "bf16", "fp16"]
 
 _BATCH_SIZE = 16
+_GROWTH_MAX = 100
 
 
 def checkpoints_in(run: str) -> str:
@@ -200,8 +201,7 @@ class TrainConfig:
         if self.schedule == "plateau" and not self.valid_sets:
             rule = "whether there is a plateau is not known"
             raise ConfigError("schedule", self.schedule, rule, fix="Give --valid, to evaluate on after each sub-epoch.")
-        if self.valid_sets or self.best_by != "loss":
-            _ = self.best_figure
+        _ = figure_of("best_by", self.best_by, self.valid_sets or ([] if "/" in self.best_by else [ONLY]))
         if not 0 < self.plateau_factor < 1:
             raise ConfigError("plateau_factor", self.plateau_factor, "it must lie between 0 and 1")
         if self.cycle is not None and self.schedule != "cosine":
@@ -209,8 +209,10 @@ class TrainConfig:
             raise ConfigError("cycle", self.cycle, rule, fix="Give --schedule cosine, or leave it out.")
         if self.cycle_growth > 1 and self.cycle is None:
             raise ConfigError("cycle_growth", self.cycle_growth, "there are no cycles", fix="Give --cycle.")
-        if self.cycle_amount is not None and self.cycle_amount.count <= 0:
-            raise ConfigError("cycle", self.cycle, "it must be more than nothing")
+        if self.cycle_growth > _GROWTH_MAX:
+            raise ConfigError("cycle_growth", self.cycle_growth, f"it must be {_GROWTH_MAX} or less")
+        if (cycle := self.cycle_amount) is not None and cycle.count < (2 if cycle.unit == "steps" else 1):
+            raise ConfigError("cycle", self.cycle, "it must be long enough to fall in: two steps at least")
 
     @property
     def valid_sets(self) -> dict[str, str]:

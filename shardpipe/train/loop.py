@@ -33,7 +33,8 @@ def train(config: TrainConfig, world: World, display: Display, *, stop: Callable
         while True:
             if not stopped and not progress.evaluated:
                 run.evaluate()
-                stopped = world.any(stop())
+                # However short its time is, a start that had to evaluate first takes a step, too.
+                stopped = run.has_moved and world.any(stop())
             if loader.consumed_samples >= run.total and progress.evaluated:
                 run.finish()
                 return True

@@ -14,7 +14,7 @@ ONLY = "valid"
 """The name of a set that was given none."""
 _NAME = r"[A-Za-z0-9_][\w.-]*"
 _NAMED = re.compile(rf"({_NAME})=(.*)", re.ASCII | re.DOTALL)
-_NEXT = re.compile(rf",(?={_NAME}=)", re.ASCII)
+_NEXT = re.compile(rf",\s*(?={_NAME}=)", re.ASCII)
 _FIX = "Give --valid DIR, or --valid dev=DIR,test=DIR with a name for each; in YAML they are a mapping."
 
 
@@ -23,7 +23,10 @@ def sets_of(valid: object) -> dict[str, str]:
     if valid is None:
         return {}
     if isinstance(valid, str):
-        pairs = [(match[1], match[2]) for part in _NEXT.split(valid) if (match := _NAMED.fullmatch(part))]
+        parts = _NEXT.split(valid)
+        pairs = [(match[1], match[2]) for part in parts if (match := _NAMED.fullmatch(part))]
+        if pairs and len(pairs) < len(parts):
+            raise ConfigError("valid", valid, f"{parts[0]!r} has no name, and others have", fix=_FIX)
         pairs = pairs or [(ONLY, valid)]
     elif isinstance(valid, Mapping):
         pairs = list(valid.items())
@@ -48,9 +51,9 @@ def named(name: str, figure: str) -> str:
     return f"{name}/{figure}"
 
 
-def shown(name: str) -> str:
-    """A figure's name as a person reads it: of a set without a name, it is the figure alone."""
-    return name.removeprefix(named(ONLY, ""))
+def shown(name: str, sets: Iterable[str] = ()) -> str:
+    """A figure's name as a person reads it: that of the only set, which was given no name, is the figure's alone."""
+    return name.removeprefix(named(ONLY, "")) if set(sets) <= {ONLY} else name
 
 
 def figure_of(setting: str, by: str, sets: Iterable[str]) -> str:

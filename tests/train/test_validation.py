@@ -19,6 +19,7 @@ from shardpipe.train.validation import figure_of, sets_of, shown
         ("s3://bucket/lang=en/dev", {"valid": "s3://bucket/lang=en/dev"}),
         ("dev=packed", {"dev": "packed"}),
         ("dev=a,test-2=s3://{b,c}/x=1,noisy.8k=d", {"dev": "a", "test-2": "s3://{b,c}/x=1", "noisy.8k": "d"}),
+        ("dev=a, test=b", {"dev": "a", "test": "b"}),
         ({"b": "x", "a": "y"}, {"b": "x", "a": "y"}),
     ],
 )
@@ -32,6 +33,7 @@ def test_sets(setting: object, sets: dict[str, str]) -> None:
     [
         ("dev=", "no folder or URL"),
         ("", "no folder or URL"),
+        ("packed,test=b", "'packed' has no name, and others have"),
         ("dev=a,dev=b", "two sets have the name dev"),
         ("train=a", "train is the name of"),
         ({"a/b": "x"}, "'a/b' is no name"),
@@ -50,7 +52,8 @@ def test_what_names_no_sets(setting: object, says: str) -> None:
 def test_a_figure_is_the_first_sets_or_the_named_ones() -> None:
     assert figure_of("best_by", "cer", ["dev", "test"]) == "dev/cer"
     assert figure_of("best_by", "test/loss", ["dev", "test"]) == "test/loss"
-    assert shown("valid/loss") == "loss"
+    assert shown("valid/loss") == shown("valid/loss", ["valid"]) == "loss"
+    assert shown("valid/loss", ["dev", "valid"]) == "valid/loss"
     assert shown("dev/loss") == "dev/loss"
     for by, sets, says in (
         ("ser", ["dev"], "it must be one of loss, wer, cer"),
@@ -71,10 +74,13 @@ def test_a_figure_is_the_first_sets_or_the_named_ones() -> None:
         ({"max_sub_epochs": 0}, "at least 1"),
         ({"max_minutes": 0.0}, "a positive number"),
         ({"schedule": "plateau"}, "whether there is a plateau is not known. Give --valid"),
-        ({"best_by": "cer"}, "there is no validation set"),
+        ({"best_by": "dev/cer"}, "there is no validation set"),
+        ({"best_by": "ser"}, "it must be one of loss, wer, cer"),
+        ({"cycle": "1steps"}, "long enough to fall in"),
+        ({"cycle": "5steps", "cycle_growth": 10**400}, "it must be 100 or less"),
         ({"valid": "v", "best_by": "dev/cer"}, "the sets are valid"),
         ({"cycle": "5steps", "schedule": "constant"}, "constant has none"),
-        ({"cycle": "0steps"}, "more than nothing"),
+        ({"cycle": "0samples"}, "long enough to fall in"),
         ({"cycle": "10min"}, "it must be like"),
         ({"cycle_growth": 2}, "there are no cycles. Give --cycle"),
         ({"plateau_factor": 1.0}, "between 0 and 1"),

@@ -21,12 +21,15 @@ class Keep:
     every: Amount | None = None
     best: int = 0
     by: str = "loss"
+    sets: tuple[str, ...] = ()
+    """The names of the run's validation sets, where they are known."""
 
     @classmethod
     def of(cls, config: TrainConfig) -> Keep:
         """What a run's settings say."""
         by = config.best_figure if config.valid_sets else config.best_by
-        return cls(newest=config.keep, every=config.keep_interval, best=config.keep_best, by=by)
+        sets = tuple(config.valid_sets)
+        return cls(newest=config.keep, every=config.keep_interval, best=config.keep_best, by=by, sets=sets)
 
 
 def kept(checkpoints: Mapping[int, Checkpoint], keep: Keep) -> dict[int, list[str]]:
@@ -46,25 +49,40 @@ def kept(checkpoints: Mapping[int, Checkpoint], keep: Keep) -> dict[int, list[st
                 reached = multiple
                 at = Amount(count=multiple * keep.every.count, unit=keep.every.unit)
                 reasons.setdefault(count, []).append(f"first from {at} on")
-    for place, count in enumerate(best_of(checkpoints, keep.best, keep.by), 1):
-        reasons.setdefault(count, []).append(f"no. {place} by {shown(keep.by)}")
+    by, best = shown(keep.by, keep.sets), best_of(checkpoints, keep.best, keep.by)
+    for place, count in enumerate(best, 1):
+        reasons.setdefault(count, []).append(f"no. {place} by {by}")
+    if len(best) < keep.best:
+        # The figure is new to the run, which knows good ones by another one until this has found its own.
+        for count, checkpoint in checkpoints.items():
+            if checkpoint.valid and _full(keep.by, checkpoints) not in checkpoint.valid:
+                reasons.setdefault(count, []).append(f"evaluated before there was {by}")
     return reasons
 
 
 def sets_in(checkpoints: Mapping[int, Checkpoint]) -> list[str]:
-    """The names of the sets that the newest one that was evaluated was evaluated on."""
-    valid = next((each.valid for _, each in sorted(checkpoints.items(), reverse=True) if each.valid), {})
-    return list(dict.fromkeys(name.rpartition("/")[0] for name in valid))
+    """The names of the sets that they were evaluated on, in the order of the newest one that was on the most."""
+    found = [_sets(each) for _, each in sorted(checkpoints.items(), reverse=True)]
+    return list(dict.fromkeys(name for names in sorted(found, key=len, reverse=True) for name in names))
+
+
+def _sets(checkpoint: Checkpoint) -> list[str]:
+    return list(dict.fromkeys(name.rpartition("/")[0] for name in checkpoint.valid or {}))
+
+
+def _full(by: str, checkpoints: Mapping[int, Checkpoint]) -> str:
+    """A figure with its set, which is the first one if it has none."""
+    sets = sets_in(checkpoints)
+    return by if "/" in by or not sets else named(sets[0], by)
 
 
 def best_of(checkpoints: Mapping[int, Checkpoint], number: int, by: str) -> list[int]:
     """Counts of the so many with the lowest figure, from the best on; the earlier one where two have the same. Those
     that were not evaluated, or whose figure is not finite, are not among them.
 
-    by: like dev/cer; cer alone is that of the newest one's first set.
+    by: like dev/cer; cer alone is that of the first set.
     """
-    sets = sets_in(checkpoints)
-    name = by if "/" in by or not sets else named(sets[0], by)
+    name = _full(by, checkpoints)
     figures = [
         (figure, count)
         for count, checkpoint in checkpoints.items()

@@ -61,8 +61,8 @@ class Progress(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Characters that the units do not have."""
     sub_epochs: Count | None = None
     """Sub-epochs that have ended, of whatever length; None where they were not counted yet."""
-    sub_epoch_end: Count | None = None
-    """The count of consumed samples at which the last one ended."""
+    sub_epoch_ends: tuple[Count, ...] = ()
+    """The counts of consumed samples at which the last two ended, as far as that was noted."""
     plateau: Plateau | None = None
     evaluated: bool = True
     """False if a sub-epoch has ended and its evaluation is still to come."""
@@ -128,7 +128,7 @@ class _Marker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 _FIELDS = [name for name in _Marker.__struct_fields__ if name != "checksum"]
-_COUNTED_LATER = ("sub_epochs", "sub_epoch_end", "plateau", "failed_evaluations")
+_COUNTED_LATER = {"sub_epochs": None, "sub_epoch_ends": (), "plateau": None, "failed_evaluations": 0}
 _OPTIONAL = ("epoch", "sub_epoch", "scale", "valid")
 
 
@@ -159,11 +159,6 @@ class Checkpoint:
     @property
     def where(self) -> str:
         return "" if self.store is None else self.store.url
-
-    @property
-    def ends_sub_epoch(self) -> bool:
-        """Whether a sub-epoch has just ended here."""
-        return self.consumed_samples == self.progress.sub_epoch_end
 
     @property
     def size(self) -> int:
@@ -207,12 +202,12 @@ def parse_marker(data: bytes, where: str) -> Checkpoint:
 def marker_of(checkpoint: Checkpoint) -> bytes:
     """The checkpoint.json of a checkpoint."""
     fields = msgspec.to_builtins(_Marker(**{name: getattr(checkpoint, name) for name in _FIELDS}))
-    # Versions that know of none of these read the others' checkpoints, too.
+    # Left out where there is none, so that one of format 1 stays what versions up to 0.1 read.
     for name in _OPTIONAL:
         if fields[name] is None:
             del fields[name]
-    for name in _COUNTED_LATER:
-        if not fields["progress"][name]:
+    for name, none in _COUNTED_LATER.items():
+        if fields["progress"][name] == none:
             del fields["progress"][name]
     fields["checksum"] = _checksum(fields)
     return json.dumps(fields, ensure_ascii=False).encode()

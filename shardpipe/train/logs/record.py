@@ -84,7 +84,7 @@ def _within(line: bytes, consumed_samples: int, evaluated: bool) -> bool:
     except ValueError:
         return False
     if record.consumed_samples == consumed_samples:
-        return evaluated or record.event not in ("valid", "end")
+        return evaluated or record.event not in ("valid", "valid_failed", "end")
     return record.consumed_samples < consumed_samples
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from shardpipe import ShardLoader
-from shardpipe.errors import ConfigError, ResumeMismatch, StoreError
+from shardpipe.errors import ConfigError, ResumeMismatch, ShardpipeError, StoreError
 from shardpipe.store import is_url, writing
 from shardpipe.train.checkpoints import FORMAT, Checkpoint, Checkpoints, Keep, Progress, Saver, damaged, restore
 from shardpipe.train.config import TrainConfig
@@ -134,8 +134,9 @@ def _say_doubts(
     display: Display,
 ) -> None:
     for name, each in {config.data: loader, **valid}.items():
-        if (doubt := about_texts(name, each.texts(), tokenizer)) is not None:
-            display.say(f"warning: {doubt}")
+        with suppress(ShardpipeError):  # whoever needs what cannot be read will tell
+            if (doubt := about_texts(name, each.texts(), tokenizer)) is not None:
+                display.say(f"warning: {doubt}")
 
 
 def _take_place(start: Start, checkpoint: Checkpoint, loader: ShardLoader, learner: Learner, size: int | None) -> None:
@@ -245,5 +246,5 @@ def _prepare_folder(
             display.say(f"{file.name}: dropped {dropped} lines beyond sample {start.samples}")
     tokenizer.save(folder / "units.txt")
     changed = changes(config, start.samples) if start.resumes else {}
-    write_settings(config, start.samples)
+    write_settings(config, start.samples, resumes=start.resumes)
     return changed

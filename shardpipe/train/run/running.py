@@ -183,10 +183,15 @@ class Run:
         number, count = self.loader.sub_epochs, self.loader.consumed_samples
         ended = (self.loader.epoch - place[0]) * number + self.loader.sub_epoch - place[1]
         self.progress.sub_epochs = (self.progress.sub_epochs or 0) + ended
-        self.progress.sub_epoch_end = count
+        self.progress.sub_epoch_ends = (*self.progress.sub_epoch_ends[-1:], count)
         if self._sub_epochs_left is not None:
             self._sub_epochs_left -= ended
         self._say_doubts(count)
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether this start has taken a step."""
+        return self.loader.consumed_samples > self._started_at
 
     @property
     def has_had_its_part(self) -> bool:
@@ -251,8 +256,9 @@ class Run:
         after = before.after(figure, patience=config.plateau_patience, factor=config.plateau_factor)
         self.progress.plateau = after
         if after.factor < before.factor:
-            text = f"no better {shown(before.by)} in {config.plateau_patience} evaluations: the rate is lowered"
-            self.display.say(f"sample {self.loader.consumed_samples}  {text} to {after.peak * after.factor:.2e}")
+            text = f"no better {shown(before.by, self.valid)} in {config.plateau_patience} evaluations"
+            lowered = f"the rate is lowered to {after.peak * after.factor:.2e}"
+            self.display.say(f"sample {self.loader.consumed_samples}  {text}: {lowered}")
 
     def finish(self) -> None:
         """Says and records that all epochs are done, and what of them taught nothing. Raises StoreError if the last
@@ -260,7 +266,7 @@ class Run:
         """
         self.saves.wait()
         counts = msgspec.structs.asdict(self.progress)
-        for name in ("evaluated", "skipped_in_a_row", "sub_epoch_end", "plateau"):
+        for name in ("evaluated", "skipped_in_a_row", "sub_epoch_ends", "plateau"):
             del counts[name]
         self.record("end", self.loader.consumed_samples, **counts)
         aside = {name.replace("_", " "): n for name, n in counts.items() if n and name not in ("steps", "sub_epochs")}

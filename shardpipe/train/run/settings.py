@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,9 +32,12 @@ def settings_file(folder: str) -> Path:
     return Path(folder) / _FILE
 
 
-def write_settings(config: TrainConfig, samples: int) -> None:
+def write_settings(config: TrainConfig, samples: int, *, resumes: bool) -> None:
     """Into the run's folder: of the start at a count of samples, and without where it was to start, to go on by. What
     later starts had is removed. Raises StoreError.
+
+    resumes: whether it went on from a checkpoint. One that began with another run's model at a count has none yet, and
+    begins there again until it has.
     """
     folder = Path(config.out)
     with writing(folder / _STARTS):
@@ -41,23 +46,39 @@ def write_settings(config: TrainConfig, samples: int) -> None:
             if count > samples:
                 (folder / _STARTS / name).unlink()
     write_file(folder / _STARTS / f"{name_of(samples)}.yaml", _yaml(config))
-    write_file(settings_file(config.out), _yaml(replace(config, resume="auto", resume_samples=None)))
+    again = None if resumes or config.init_from is None else config.resume_samples
+    write_file(settings_file(config.out), _yaml(replace(config, resume="auto", resume_samples=again)))
 
 
 def changes(config: TrainConfig, samples: int) -> dict[str, tuple[Any, Any]]:
     """The settings that were others up to a count of samples, with what they were and what they are. Those that are a
-    start's own business are not among them.
+    start's own business, and what cannot be a setting, are not among them.
     """
-    folder = Path(config.out)
-    there = [name for count, name in _starts(folder).items() if count <= samples]
-    before = last_settings(config.out, f"{_STARTS}/{there[-1]}" if there else _FILE) or {}
-    now = yaml.safe_load(_yaml(config))
+    there = [f"{_STARTS}/{name}" for count, name in _starts(Path(config.out)).items() if count <= samples]
+    found = (last_settings(config.out, file) for file in (*there[-1:], _FILE))
+    before = next((settings for settings in found if settings), None)
+    if before is None:
+        return {}
     defaults = {setting.name: setting.default for setting in fields(TrainConfig)}
-    return {
-        name: (was, value)
-        for name, value in now.items()
-        if name not in _OF_ONE_START and before and (was := before.get(name, defaults[name])) != value
-    }
+    changed = {}
+    for name, value in yaml.safe_load(_yaml(config)).items():
+        was = before.get(name, defaults[name])
+        if name not in _OF_ONE_START and _can_be_a_setting(was) and _meaning(name, was) != _meaning(name, value):
+            changed[name] = (was, value)
+    return changed
+
+
+def _can_be_a_setting(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(each, str) for pair in value.items() for each in pair)
+    return value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _meaning(name: str, value: object) -> object:
+    """What a setting says, of which there are several ways to write some."""
+    with suppress(ConfigError):
+        return list(sets_of(value).items()) if name == "valid" else value
+    return value
 
 
 def _starts(folder: Path) -> dict[int, str]:
@@ -103,13 +124,16 @@ def checkpoints_of(run: str) -> Checkpoints:
         return Checkpoints(checked_url("run", run).rstrip("/"), keep=Keep())
     folder = only_local("run", run)
     inner = checkpoints_in(folder)
-    try:
+    settings, every, by, sets = _Keeping(), None, _Keeping().best_by, {}
+    # Of another version, or somebody else's, each of them may be none.
+    with suppress(ValueError):
         settings = converted(last_settings(folder) or {}, _Keeping)
+    with suppress(ConfigError):
         every = settings.keep_every and Amount.parse("keep_every", settings.keep_every, clock=False)
-        by = figure_of("best_by", settings.best_by, sets_of(settings.valid) or [ONLY])
-    except (ValueError, ConfigError):  # of another version, or somebody else's
-        settings, every, by = _Keeping(), None, _Keeping().best_by
-    keep = Keep(newest=settings.keep, every=every or None, best=settings.keep_best, by=by)
+    with suppress(ConfigError):
+        sets = sets_of(settings.valid)
+        by = figure_of("best_by", settings.best_by, sets or [ONLY])
+    keep = Keep(newest=settings.keep, every=every or None, best=settings.keep_best, by=by, sets=tuple(sets))
     if settings.checkpoints is None:
         return Checkpoints(inner if Path(inner).is_dir() else folder, keep=keep)
     place = settings.checkpoints

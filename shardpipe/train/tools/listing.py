@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from shardpipe.errors import StoreError
 from shardpipe.settings import size_text
-from shardpipe.train.checkpoints import Checkpoint, Checkpoints, kept, looks_whole
+from shardpipe.train.checkpoints import Checkpoint, Checkpoints, kept, looks_whole, sets_in
 from shardpipe.train.run import checkpoints_of
 from shardpipe.train.validation import FIGURES, ONLY, named, shown
 
@@ -34,7 +34,7 @@ def list_checkpoints(run: str, say: Callable[[str], None], *, verify: bool) -> b
     reasons = kept(whole, checkpoints.keep)
     names = dict.fromkeys(name for count in sorted(whole) for name in whole[count].valid or {})
     figures = list(names) or [named(ONLY, name) for name in FIGURES]
-    rows: list[tuple[str, ...]] = [(*_HEADS, *map(shown, figures), "kept")]
+    rows: list[tuple[str, ...]] = [(*_HEADS, *(shown(name, sets_in(whole)) for name in figures), "kept")]
     for count in sorted(whole | faults):
         if count in whole:
             rows.append(

@@ -83,22 +83,37 @@ def average(
     checkpoints = checkpoints_of(run)
     if best is not None:
         return _write(path, run, _best(checkpoints, number, by or checkpoints.keep.by, "by"))
-    counts, kind, fix = checkpoints.counts(), "", "Keep more: --keep."
     if sub_epochs is not None:
-        counts = [count for count, each in checkpoints.whole().items() if each.ends_sub_epoch]
-        kind, fix = " of the ends of sub-epochs", "Keep them: --keep-every 1sub-epoch."
+        return _write(path, run, [checkpoints.read(count) for count in _ends(checkpoints, number)])
+    counts = checkpoints.counts()[-number:]
     if len(counts) < number:
-        raise ConfigError(name, number, f"there are {len(counts)} checkpoints{kind}", fix=fix)
-    return _write(path, run, [checkpoints.read(count) for count in counts[-number:]])
+        raise ConfigError(name, number, f"there are {len(counts)} checkpoints", fix="Keep more: --keep.")
+    return _write(path, run, [checkpoints.read(count) for count in counts])
+
+
+def _ends(checkpoints: Checkpoints, number: int) -> list[int]:
+    """The counts at which the last so many sub-epochs ended, ascending. Raises ConfigError unless all are there."""
+    whole = checkpoints.whole()
+    ends = whole[max(whole)].progress.sub_epoch_ends if whole else ()
+    found: list[int] = []
+    while len(found) < number:
+        if not ends:
+            raise ConfigError("sub_epochs", number, f"the run tells of the ends of {len(found)}", fix="Ask for fewer.")
+        if ends[-1] not in whole:
+            rule = f"the checkpoint at {ends[-1]}, where one of them ended, is not there"
+            raise ConfigError("sub_epochs", number, rule, fix="Keep the next ones: --keep-every 1sub-epoch.")
+        found.append(ends[-1])
+        ends = whole[ends[-1]].progress.sub_epoch_ends[:-1]
+    return found[::-1]
 
 
 def _best(checkpoints: Checkpoints, number: int, by: str, setting: str) -> list[Checkpoint]:
     whole = checkpoints.whole()
-    if sets := sets_in(whole):
+    if sets := list(dict.fromkeys([*checkpoints.keep.sets, *sets_in(whole)])):
         by = figure_of(setting, by, sets)
     counts = best_of(whole, number, by)
     if len(counts) < number:
-        rule = f"{len(counts)} of the checkpoints have a {shown(by)} on validation data"
+        rule = f"{len(counts)} of the checkpoints have a {shown(by, sets)} on validation data"
         raise ConfigError("best", number, rule, fix="Ask for fewer; train with --valid, and keep more: --keep-best.")
     return [checkpoints.read(count) for count in sorted(counts)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardpipe.train.amount import Amount
-from shardpipe.train.checkpoints import Checkpoint, Identity, Keep, Progress, best_of, kept
+from shardpipe.train.checkpoints import Checkpoint, Identity, Keep, Progress, best_of, kept, sets_in
 
 
 def at(count: int, loss: float | None = None, *, steps: int = 0, **figures: float | None) -> Checkpoint:
@@ -48,6 +49,28 @@ def test_the_best() -> None:
     assert best_of(found, 1, "wer") == []
     keep = Keep(newest=1, best=2, by="cer")
     assert kept(found, keep) == {20: ["newest", "no. 1 by cer"], 12: ["no. 2 by cer"]}
+
+
+def test_those_by_another_figure_stay_until_there_are_enough_by_this_one() -> None:
+    found = among(at(4, 3.0), at(8, 1.0), at(12), at(16))
+    found |= {20: replace(at(20), valid={"dev/loss": 2.0}), 24: replace(at(24), valid={"dev/loss": 1.0})}
+    keep = Keep(newest=1, best=2, by="dev/loss", sets=("dev",))
+    assert kept(found, keep) == {24: ["newest", "no. 1 by dev/loss"], 20: ["no. 2 by dev/loss"]}
+    del found[24]
+    known = ["evaluated before there was dev/loss"]
+    assert kept(found, keep) == {4: known, 8: known, 20: ["newest", "no. 1 by dev/loss"]}
+    assert kept(found, replace(keep, best=0)) == {20: ["newest"]}
+
+
+def test_sets_are_in_the_order_of_the_newest_that_was_evaluated_on_all() -> None:
+    found = {count: at(count) for count in (4, 8, 12)}
+    found[4] = replace(found[4], valid={"b/cer": 1.0, "a/cer": 1.0})
+    found[8] = replace(found[8], valid={"a/cer": 0.5, "b/cer": 0.7})
+    found[12] = replace(found[12], valid={"b/cer": 0.1, "c/cer": 0.1})
+    assert sets_in({4: found[4], 8: found[8]}) == ["a", "b"]
+    assert best_of({4: found[4], 8: found[8]}, 1, "cer") == [8]
+    assert sets_in(found) == ["b", "c", "a"]
+    assert sets_in({}) == []
 
 
 @given(
