@@ -7,13 +7,16 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 
 from shardpipe.pack import PackOptions, pack
+from shardpipe.train.checkpoints.marker import marker_of, parse_marker
 from shardpipe.train.cli import main
 from tests.speech import pack_speech, write_list
 from tests.training import FLAGS, delivered, events, finish, markers, one_thread, outcome
@@ -247,6 +250,17 @@ def test_sub_epochs_that_were_counted_are_not_counted_anew(data: Path, tmp_path:
     train(tmp_path / "run", *flags, "--sub-epochs", "7", "--max-sub-epochs", "1")
     (last,) = [marker for _, marker in sorted(markers(tmp_path / "run").items())][-1:]
     assert last["progress"]["sub_epochs"] == 1, "none had ended when there were seven of them"
+
+
+def test_where_they_were_not_counted_yet_they_are_those_of_the_count(data: Path, tmp_path: Path) -> None:
+    flags = ["--data", str(data), "--epochs", "2", "--sub-epochs", "2"]
+    train(tmp_path / "run", *flags, "--max-sub-epochs", "3")
+    (file,) = sorted((tmp_path / "run").glob("checkpoints/0*/checkpoint.json"))[-1:]
+    found = parse_marker(file.read_bytes(), "")
+    before = msgspec.structs.replace(found.progress, sub_epochs=None, sub_epoch_ends=())
+    file.write_bytes(marker_of(replace(found, progress=before)))
+    train(tmp_path / "run", *flags)
+    assert markers(tmp_path / "run")[f"{2 * SAMPLES:012d}"]["progress"]["sub_epochs"] == 4
 
 
 def test_what_was_best_stays_until_another_figure_has_found_its_own(
