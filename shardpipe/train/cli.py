@@ -8,6 +8,7 @@ import typing
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from importlib import import_module
+from pathlib import Path
 
 import docstring_parser
 from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentParser  # type: ignore[attr-defined]
@@ -28,7 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given and given[0] in _TOOLS:
         return _use_tool(given)
     settings = _parser().parse_args(given).as_dict()
-    del settings["config"]
+    files = settings.pop("config") or []
+    if not any(argument == "--out" or argument.startswith("--out=") for argument in given):
+        # The config.yaml of a run means that run, wherever it has been moved and wherever this is started.
+        for folder in (Path(str(file)).parent for file in files):
+            if (folder / "metrics.jsonl").exists():
+                settings["out"] = str(folder)
     # Read by libraries as they start. Threads that spin while they wait take the time of those that decode audio.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # cuBLAS is not deterministic without.

@@ -164,7 +164,8 @@ class TrainConfig:
         for name in ("learning_rate", "clip", "max_minutes"):
             if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
                 raise ConfigError(name, value, "it must be a positive number")
-        self._check_sub_epochs()
+        self._check_parts()
+        self._check_schedule()
         if not 0 <= self.weight_decay < math.inf:
             raise ConfigError("weight_decay", self.weight_decay, "it must be a number, 0 or more")
         if self.resume_samples is not None and self.resume_samples < 0:
@@ -191,22 +192,26 @@ class TrainConfig:
             raise ConfigError("save_every", self.save_every, "it must be more than nothing")
         _ = self.warmup_amount
 
-    def _check_sub_epochs(self) -> None:
-        """What is said of sub-epochs, and of what comes after each."""
+    def _check_parts(self) -> None:
+        """What is said of sub-epochs, and of the evaluation after each."""
         if self.sub_epoch_samples is not None and self.sub_epochs != 1:
             rule = f"sub_epochs is {self.sub_epochs}"
-            raise ConfigError("sub_epoch_samples", self.sub_epoch_samples, rule, fix="Give one of the two.")
+            fix = "Give one of the two; --sub-epochs 1 or --sub-epoch-samples null takes back what a file says."
+            raise ConfigError("sub_epoch_samples", self.sub_epoch_samples, rule, fix=fix)
         if self.keep_best and not self.valid_sets:
             raise ConfigError("keep_best", self.keep_best, "which are the best is not known", fix="Give --valid.")
+        _ = figure_of("best_by", self.best_by, self.valid_sets or ([] if "/" in self.best_by else [ONLY]))
+
+    def _check_schedule(self) -> None:
         if self.schedule == "plateau" and not self.valid_sets:
             rule = "whether there is a plateau is not known"
             raise ConfigError("schedule", self.schedule, rule, fix="Give --valid, to evaluate on after each sub-epoch.")
-        _ = figure_of("best_by", self.best_by, self.valid_sets or ([] if "/" in self.best_by else [ONLY]))
         if not 0 < self.plateau_factor < 1:
             raise ConfigError("plateau_factor", self.plateau_factor, "it must lie between 0 and 1")
         if self.cycle is not None and self.schedule != "cosine":
             rule = f"{self.schedule} has none"
-            raise ConfigError("cycle", self.cycle, rule, fix="Give --schedule cosine, or leave it out.")
+            fix = "Give --schedule cosine; --cycle null takes back what a file says."
+            raise ConfigError("cycle", self.cycle, rule, fix=fix)
         if self.cycle_growth > 1 and self.cycle is None:
             raise ConfigError("cycle_growth", self.cycle_growth, "there are no cycles", fix="Give --cycle.")
         if self.cycle_growth > _GROWTH_MAX:

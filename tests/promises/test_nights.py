@@ -207,7 +207,15 @@ def test_what_was_changed_on_purpose_is_told_start_by_start(data: Path, tmp_path
 
 
 @pytest.mark.parametrize(
-    "content", ["batch_size: 4", "clip: .nan\ndata: [1]\nseed: 2020-01-01\nvalid: !!set {a}", "a: &a [*a]", "\0", ""]
+    "content",
+    [
+        "batch_size: 4",
+        "clip: .nan\ndata: [1]\nseed: 2020-01-01\nvalid: !!set {a}",
+        "a: &a [*a]",
+        'units: "\\ud800"',
+        "\0",
+        "",
+    ],
 )
 def test_whatever_the_settings_of_a_start_hold(
     data: Path, tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
@@ -242,6 +250,49 @@ def test_a_run_that_began_at_a_count_begins_there_again_until_it_has_a_checkpoin
     assert events(out)[0]["consumed_samples"] == 16
     assert main(["--config", str(out / "config.yaml"), "--max-sub-epochs", "9"]) == 0
     assert [event["consumed_samples"] for event in events(out, "start", "resume")] == [16, 16, 28]
+
+
+def test_what_another_run_counted_is_not_this_ones(
+    data: Path, sets: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--data", str(data), "--epochs", "1", "--sub-epochs", "3", "--keep", "9", "--valid", named(sets)]
+    plateau = ["--schedule", "plateau", "--plateau-patience", "1", "--warmup", "0steps", "--learning-rate", "0.05"]
+    plateau += ["--best-by", "cer"]  # which is the same all the time
+    train(tmp_path / "first", *flags, *plateau)
+    lowered = [marker["progress"]["plateau"]["factor"] for _, marker in sorted(markers(tmp_path / "first").items())]
+    assert lowered[-1] < 1
+    begins = ["--init-from", str(tmp_path / "first"), "--resume-samples", "12"]
+    train(tmp_path / "second", *flags, *plateau, *begins)
+    assert events(tmp_path / "second", "step")[0]["lr"] == 0.05
+    assert main(["average", str(tmp_path / "second"), "--sub-epochs", "3"]) == 2
+    assert "the run tells of the ends of 2" in capsys.readouterr().err
+    # One that goes on from another's checkpoint has that one's past, of which its own checkpoints are none.
+    place = str(tmp_path / "first" / "checkpoints" / f"{20:012d}")
+    train(tmp_path / "second", *flags, *plateau, "--resume", place)
+    assert "put aside the checkpoints 28" in capsys.readouterr().err
+    train(tmp_path / "third", *flags, "--max-sub-epochs", "1", "--learning-rate", "1e-4")
+    train(tmp_path / "third", *flags, *plateau, "--resume", place)
+    assert sorted(markers(tmp_path / "third")) == [f"{count:012d}" for count in (20, 28)]
+    assert "put aside the checkpoints 12" in capsys.readouterr().err
+
+
+def test_the_settings_of_a_run_mean_it_from_any_folder(
+    data: Path, sets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, place in {"train": data, **sets}.items():
+        (tmp_path / name).symlink_to(place)
+    flags = ["--data", "train", "--valid", "dev=dev,test=test", "--epochs", "2"]
+    train(Path("run"), *flags, "--max-sub-epochs", "1")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run").rename(tmp_path / "elsewhere" / "moved")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["--config", "moved/config.yaml"]) == 0
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["moved"]
+    assert [event["consumed_samples"] for event in events(tmp_path / "elsewhere" / "moved", "resume")] == [SAMPLES]
+    assert events(tmp_path / "elsewhere" / "moved", "changed") == []
+    assert main(["--config", "moved/config.yaml", "--out", "another", "--epochs", "1"]) == 0
+    assert len(events(Path("another"), "start")) == 1
 
 
 def test_sub_epochs_that_were_counted_are_not_counted_anew(data: Path, tmp_path: Path) -> None:

@@ -94,11 +94,10 @@ class Checkpoints:
             marked = replace(found, progress=msgspec.structs.replace(found.progress, evaluated=True))
         self.storage.mark(name_of(consumed_samples), marker_of(marked))
 
-    def set_aside(self, *, after: int) -> tuple[list[int], str]:
-        """Moves the checkpoints beyond a count out of the way; their counts, and where they are."""
-        beyond = [count for count in self.counts() if count > after]
-        where = [self.storage.set_aside(name_of(count)) for count in beyond]
-        return beyond, where[0] if where else ""
+    def set_aside(self, counts: Iterable[int]) -> str:
+        """Moves those there out of the way, and says where they are."""
+        where = [self.storage.set_aside(name_of(count)) for count in counts]
+        return where[0] if where else ""
 
     def prune(self, saved: int) -> None:
         """Deletes what need not be kept: what is older than the one just saved and than the newest that are whole, and

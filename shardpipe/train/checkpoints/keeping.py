@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from shardpipe.train.amount import Amount, Done
 from shardpipe.train.checkpoints.marker import Checkpoint
 from shardpipe.train.config import TrainConfig
-from shardpipe.train.validation import named, shown
+from shardpipe.train.validation import FIGURES, ONLY, named, shown
 
 __all__ = ["Keep", "best_of", "kept", "sets_in"]
 
@@ -20,14 +20,14 @@ class Keep:
     newest: int = 3
     every: Amount | None = None
     best: int = 0
-    by: str = "loss"
+    by: str = named(ONLY, FIGURES[0])
     sets: tuple[str, ...] = ()
     """The names of the run's validation sets, where they are known."""
 
     @classmethod
     def of(cls, config: TrainConfig) -> Keep:
         """What a run's settings say."""
-        by = config.best_figure if config.valid_sets else config.best_by
+        by = config.best_figure if config.valid_sets else cls.by
         sets = tuple(config.valid_sets)
         return cls(newest=config.keep, every=config.keep_interval, best=config.keep_best, by=by, sets=sets)
 
@@ -55,7 +55,7 @@ def kept(checkpoints: Mapping[int, Checkpoint], keep: Keep) -> dict[int, list[st
     if len(best) < keep.best:
         # The figure is new to the run, which knows good ones by another one until this has found its own.
         for count, checkpoint in checkpoints.items():
-            if checkpoint.valid and _full(keep.by, checkpoints) not in checkpoint.valid:
+            if checkpoint.valid and keep.by not in checkpoint.valid:
                 reasons.setdefault(count, []).append(f"evaluated before there was {by}")
     return reasons
 
@@ -70,22 +70,13 @@ def _sets(checkpoint: Checkpoint) -> list[str]:
     return list(dict.fromkeys(name.rpartition("/")[0] for name in checkpoint.valid or {}))
 
 
-def _full(by: str, checkpoints: Mapping[int, Checkpoint]) -> str:
-    """A figure with its set, which is the first one if it has none."""
-    sets = sets_in(checkpoints)
-    return by if "/" in by or not sets else named(sets[0], by)
-
-
 def best_of(checkpoints: Mapping[int, Checkpoint], number: int, by: str) -> list[int]:
     """Counts of the so many with the lowest figure, from the best on; the earlier one where two have the same. Those
     that were not evaluated, or whose figure is not finite, are not among them.
-
-    by: like dev/cer; cer alone is that of the first set.
     """
-    name = _full(by, checkpoints)
     figures = [
         (figure, count)
         for count, checkpoint in checkpoints.items()
-        if checkpoint.valid is not None and (figure := checkpoint.valid.get(name)) is not None
+        if checkpoint.valid is not None and (figure := checkpoint.valid.get(by)) is not None
     ]
     return [count for _, count in sorted(figures)[:number]]

@@ -75,10 +75,6 @@ class World:
         dist.all_gather_object(gathered, items)
         return [item for part in gathered for item in part]
 
-    def wait(self) -> None:
-        """Returns when every process has come here."""
-        self.sum([0.0])
-
 
 def seed_of(seed: int, *place: int) -> int:
     """What generators are seeded with, so that what they draw is a function of the run's seed and the place."""

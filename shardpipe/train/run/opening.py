@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +44,6 @@ def open_run(config: TrainConfig, world: World, display: Display) -> Iterator[Ru
 
 
 def _opened(config: TrainConfig, world: World, display: Display, stack: ExitStack) -> Run:
-    folder = Path(config.out)
     checkpoints = Checkpoints(config.checkpoints_at, keep=Keep.of(config))
     start = world.from_main(lambda: find_start(config, checkpoints, display.say))
     size = batches_per_step(config, world.size, kept=start.batches_per_step, by_ranks=start.steps_by_ranks)
@@ -64,39 +63,26 @@ def _opened(config: TrainConfig, world: World, display: Display, stack: ExitStac
     world.from_main(lambda: _check_texts(config, loader))
     tokenizer = world.from_main(lambda: _tokenizer(config, start, loader))
     learner = Learner(config, world, tokenizer, loader.sample_rate)
-    progress = Progress()
     if start.checkpoint is not None:
         _take_place(start, start.checkpoint, loader, learner, size)
         restore(start.checkpoint, learner.model, learner.optimizer, world)
-        if start.samples:
-            progress = msgspec.structs.replace(start.checkpoint.progress, evaluated=start.evaluated or not valid)
         if start.resumes:
             learner.engine.precision.scale = start.checkpoint.scale
-    if progress.sub_epochs is None:
-        progress.sub_epochs = loader.epoch * loader.sub_epochs + loader.sub_epoch
-    if config.schedule == "plateau":
-        plateau = progress.plateau or Plateau(peak=config.learning_rate, by=config.best_figure)
-        progress.plateau = plateau.going_on(peak=config.learning_rate, by=config.best_figure)
     if size is not None:  # as it is for the run, on any number of processes
         config = replace(config, batches_per_step=size, accumulate=None)
     saver = Saver(checkpoints, world, display.say)
     stack.callback(saver.close)
-    if start.checkpoint is not None and start.resumes and not checkpoints.holds(start.checkpoint):
+    if foreign := start.checkpoint is not None and start.resumes and not checkpoints.holds(start.checkpoint):
         # The run has it here before its folder says that it goes on from here.
         state = loader.state_dict()
         saver.save(learner.model, learner.optimizer, replace(start.checkpoint, loader=state, files={}, format=FORMAT))
         saver.wait()
         saver.written()  # not a checkpoint of the training to come
-    changed = world.from_main(lambda: _prepare_folder(config, start, checkpoints, tokenizer, display))
+    changed = world.from_main(lambda: changes(config, start.samples) if start.resumes else {})
+    world.from_main(lambda: _prepare_folder(config, start, checkpoints, tokenizer, display, foreign=foreign))
     if world.is_main and start.resumes:
         saver.prune(start.samples)  # a run that was killed may not have come to it
-    recorder = keys = None
-    if world.is_main:
-        recorder = Recorder(folder, consumed_samples=start.samples)
-        stack.callback(recorder.close)
-    if config.log_keys:
-        keys = JsonLines(folder / f"keys-rank{world.rank}.jsonl")
-        stack.callback(keys.close)
+    recorder, keys = _logs(config, world, start, stack)
     run = Run(
         config=config,
         world=world,
@@ -106,16 +92,47 @@ def _opened(config: TrainConfig, world: World, display: Display, stack: ExitStac
         learner=learner,
         schedule=_schedule(config, loader),
         saver=saver,
-        progress=progress,
+        progress=_progress(config, start, loader, evaluates=bool(valid)),
         recorder=recorder,
         keys=keys,
         total=config.epochs * loader.num_samples,
         batches_per_step=size,
     )
     run.announce(resumes=start.resumes, changed=changed)
+    world.from_main(lambda: write_settings(config, start.samples, resumes=start.resumes))
     if world.is_main:
-        _say_doubts(config, loader, valid, tokenizer, display)
+        _doubt_texts([(config.data, loader), *valid.items()], tokenizer, display)
     return run
+
+
+def _progress(config: TrainConfig, start: Start, loader: ShardLoader, *, evaluates: bool) -> Progress:
+    """What the run has counted up to its start. One that begins at a count with another run's model takes its steps
+    over, for the schedule, and nothing else.
+    """
+    progress = Progress()
+    if start.checkpoint is not None and start.resumes:
+        progress = msgspec.structs.replace(start.checkpoint.progress, evaluated=start.evaluated or not evaluates)
+    elif start.checkpoint is not None and start.samples:
+        progress.steps = start.checkpoint.progress.steps
+    if progress.sub_epochs is None:
+        progress.sub_epochs = loader.epoch * loader.sub_epochs + loader.sub_epoch
+    if config.schedule == "plateau":
+        plateau = progress.plateau or Plateau(peak=config.learning_rate, by=config.best_figure)
+        progress.plateau = plateau.going_on(peak=config.learning_rate, by=config.best_figure)
+    return progress
+
+
+def _logs(
+    config: TrainConfig, world: World, start: Start, stack: ExitStack
+) -> tuple[Recorder | None, JsonLines | None]:
+    recorder = keys = None
+    if world.is_main:
+        recorder = Recorder(Path(config.out), consumed_samples=start.samples)
+        stack.callback(recorder.close)
+    if config.log_keys:
+        keys = JsonLines(Path(config.out) / f"keys-rank{world.rank}.jsonl")
+        stack.callback(keys.close)
+    return recorder, keys
 
 
 def _valid_set(config: TrainConfig, world: World, place: str, training: ShardLoader) -> ShardLoader:
@@ -126,16 +143,10 @@ def _valid_set(config: TrainConfig, world: World, place: str, training: ShardLoa
     return found
 
 
-def _say_doubts(
-    config: TrainConfig,
-    loader: ShardLoader,
-    valid: Mapping[str, ShardLoader],
-    tokenizer: CharTokenizer,
-    display: Display,
-) -> None:
-    for name, each in {config.data: loader, **valid}.items():
+def _doubt_texts(sets: Iterable[tuple[str, ShardLoader]], tokenizer: CharTokenizer, display: Display) -> None:
+    for name, loader in sets:
         with suppress(ShardpipeError):  # whoever needs what cannot be read will tell
-            if (doubt := about_texts(name, each.texts(), tokenizer)) is not None:
+            if (doubt := about_texts(name, loader.texts(), tokenizer)) is not None:
                 display.say(f"warning: {doubt}")
 
 
@@ -232,19 +243,27 @@ def _check_texts(config: TrainConfig, loader: ShardLoader) -> None:
 
 
 def _prepare_folder(
-    config: TrainConfig, start: Start, checkpoints: Checkpoints, tokenizer: CharTokenizer, display: Display
-) -> dict[str, tuple[Any, Any]]:
-    """Makes the run's folder that of a run which has just come to `start`; returns the settings that change there."""
+    config: TrainConfig,
+    start: Start,
+    checkpoints: Checkpoints,
+    tokenizer: CharTokenizer,
+    display: Display,
+    *,
+    foreign: bool,
+) -> None:
+    """Makes the run's folder that of a run which has just come to `start`. Where that is another run's checkpoint, none
+    of its own are of its past.
+    """
     folder = Path(config.out)
     with writing(folder):
-        later, aside = checkpoints.set_aside(after=start.samples) if start.goes_back else ([], "")
-    if later:
-        display.say(f"put aside the later checkpoints {', '.join(map(str, later))}, in {aside}")
+        here = start.samples
+        gone = [count for count in checkpoints.counts() if count > here or (foreign and count < here)]
+        aside = gone if start.goes_back else []
+        where = checkpoints.set_aside(aside)
+    if aside:
+        display.say(f"put aside the checkpoints {', '.join(map(str, aside))}, in {where}")
     for file in (folder / "metrics.jsonl", *folder.glob("keys-rank*.jsonl")):
         dropped = cut_back(file, start.samples, evaluated=start.evaluated)
         if dropped:
             display.say(f"{file.name}: dropped {dropped} lines beyond sample {start.samples}")
     tokenizer.save(folder / "units.txt")
-    changed = changes(config, start.samples) if start.resumes else {}
-    write_settings(config, start.samples, resumes=start.resumes)
-    return changed

@@ -290,4 +290,4 @@ class Run:
         settings = shlex.quote(str(settings_file(self.config.out)))
         if self.world.size == 1:
             return f"shardpipe-train --config {settings}"
-        return f"-m shardpipe.train --config {settings}, by what has started its {self.world.size} processes"
+        return f"-m shardpipe.train --config {settings} (on {self.world.size} processes, as before)"

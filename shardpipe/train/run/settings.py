@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,7 +14,7 @@ import msgspec
 import yaml
 
 from shardpipe.errors import ConfigError
-from shardpipe.store import checked_url, converted, is_url, only_local, open_store, write_file, writing
+from shardpipe.store import checked_url, converted, is_url, is_utf8, only_local, open_store, write_file, writing
 from shardpipe.train.amount import Amount
 from shardpipe.train.checkpoints import Checkpoint, Checkpoints, Keep, count_of, name_of, read_checkpoint
 from shardpipe.train.config import TrainConfig, checkpoints_in
@@ -24,6 +25,7 @@ __all__ = ["changes", "checkpoints_of", "found_at", "last_settings", "settings_f
 _FILE = "config.yaml"
 _STARTS = "starts"
 _LONGEST = 1 << 20  # bytes
+_PLACES = ("data", "out", "valid", "units", "cache_dir", "checkpoints", "init_from", "token_file", "tls_ca")
 _OF_ONE_START = {"out", "resume", "resume_samples", "init_from", "max_sub_epochs", "max_minutes"}
 
 
@@ -45,9 +47,10 @@ def write_settings(config: TrainConfig, samples: int, *, resumes: bool) -> None:
         for count, name in _starts(folder).items():
             if count > samples:
                 (folder / _STARTS / name).unlink()
-    write_file(folder / _STARTS / f"{name_of(samples)}.yaml", _yaml(config))
+    anywhere = replace(config, **{name: _meaning(name, getattr(config, name)) for name in _PLACES})
+    write_file(folder / _STARTS / f"{name_of(samples)}.yaml", _yaml(anywhere))
     again = None if resumes or config.init_from is None else config.resume_samples
-    write_file(settings_file(config.out), _yaml(replace(config, resume="auto", resume_samples=again)))
+    write_file(settings_file(config.out), _yaml(replace(anywhere, resume="auto", resume_samples=again)))
 
 
 def changes(config: TrainConfig, samples: int) -> dict[str, tuple[Any, Any]]:
@@ -63,21 +66,31 @@ def changes(config: TrainConfig, samples: int) -> dict[str, tuple[Any, Any]]:
     changed = {}
     for name, value in yaml.safe_load(_yaml(config)).items():
         was = before.get(name, defaults[name])
-        if name not in _OF_ONE_START and _can_be_a_setting(was) and _meaning(name, was) != _meaning(name, value):
+        if name not in _OF_ONE_START and _can_be_a_setting(was) and _says(name, was) != _says(name, value):
             changed[name] = (was, value)
     return changed
 
 
+def _says(name: str, value: Any) -> str:
+    return json.dumps(_meaning(name, value))  # of sets the order counts, for the first one decides
+
+
 def _can_be_a_setting(value: object) -> bool:
     if isinstance(value, dict):
-        return all(isinstance(each, str) for pair in value.items() for each in pair)
-    return value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
+        return all(isinstance(each, str) and is_utf8(each) for pair in value.items() for each in pair)
+    if isinstance(value, str):
+        return is_utf8(value)
+    return value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value))
 
 
-def _meaning(name: str, value: object) -> object:
-    """What a setting says, of which there are several ways to write some."""
+def _meaning(name: str, value: Any) -> Any:
+    """What a setting says, wherever the process runs, and in one of the ways to say it."""
+    if name not in _PLACES or value is None:
+        return value
     with suppress(ConfigError):
-        return list(sets_of(value).items()) if name == "valid" else value
+        if name != "valid":
+            return value if is_url(value) else str(Path(only_local(name, value)).absolute())
+        return {each: _meaning("data", place) for each, place in sets_of(value).items()}
     return value
 
 
@@ -124,7 +137,7 @@ def checkpoints_of(run: str) -> Checkpoints:
         return Checkpoints(checked_url("run", run).rstrip("/"), keep=Keep())
     folder = only_local("run", run)
     inner = checkpoints_in(folder)
-    settings, every, by, sets = _Keeping(), None, _Keeping().best_by, {}
+    settings, every, by, sets = _Keeping(), None, Keep.by, {}
     # Of another version, or somebody else's, each of them may be none.
     with suppress(ValueError):
         settings = converted(last_settings(folder) or {}, _Keeping)

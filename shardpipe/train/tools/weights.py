@@ -17,7 +17,7 @@ from shardpipe.train.checkpoints import Checkpoint, Checkpoints, best_of, read_c
 from shardpipe.train.config import TrainConfig
 from shardpipe.train.run import checkpoints_of, last_settings
 from shardpipe.train.task import SIZES, CharTokenizer
-from shardpipe.train.validation import figure_of, shown
+from shardpipe.train.validation import ONLY, figure_of, shown
 
 __all__ = ["average", "export"]
 
@@ -109,8 +109,8 @@ def _ends(checkpoints: Checkpoints, number: int) -> list[int]:
 
 def _best(checkpoints: Checkpoints, number: int, by: str, setting: str) -> list[Checkpoint]:
     whole = checkpoints.whole()
-    if sets := list(dict.fromkeys([*checkpoints.keep.sets, *sets_in(whole)])):
-        by = figure_of(setting, by, sets)
+    sets = list(dict.fromkeys([*checkpoints.keep.sets, *sets_in(whole)])) or [ONLY]
+    by = figure_of(setting, by, sets)
     counts = best_of(whole, number, by)
     if len(counts) < number:
         rule = f"{len(counts)} of the checkpoints have a {shown(by, sets)} on validation data"
