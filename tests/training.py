@@ -38,7 +38,7 @@ FLAGS = [
 ]
 """Of all runs here: two lanes of small windows, so that resumes fall into windows and lanes of every age."""
 
-_NOT_COMPUTED = ("start", "resume", "checkpoint", "stop", "end")
+_NOT_COMPUTED = ("start", "resume", "changed", "checkpoint", "stop", "end")
 _TIMES = {"utt_per_s", "audio_s_per_s", "data_wait", "eta", "seconds"}
 
 

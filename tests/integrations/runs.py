@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from shardpipe import ShardLoader
+from shardpipe.train.compat import leave_group
 
 __all__ = [
     "BY_SECONDS",
@@ -77,7 +78,7 @@ def main(fit: Callable[..., None]) -> None:
     for job in json.loads(Path(sys.argv[1]).read_text()):
         fit(**job)
     if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        leave_group()
 
 
 def run(script: str, jobs: list[dict[str, Any]], *, processes: int = 1, fails: bool = False) -> str:

@@ -65,7 +65,9 @@ def finish(process: subprocess.Popen[str]) -> str:
     return said
 
 
-@pytest.mark.parametrize("script", CASES)
+@pytest.mark.parametrize(
+    "script", [pytest.param(name, marks=pytest.mark.soak) if name == "transformers_ctc.py" else name for name in CASES]
+)
 def test_killed_and_started_again(script: str, folders: tuple[Path, Path], tmp_path: Path) -> None:
     first_saved, weights, _ = CASES[script]
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -55,7 +55,7 @@ def test_on_other_numbers_of_processes(data: Path, tmp_path: Path) -> None:
     LIGHTNING.check_other_worlds(data, tmp_path, options, number=4)
 
 
-@pytest.mark.parametrize("how", ["error", "signal"])
+@pytest.mark.parametrize("how", ["error", pytest.param("signal", marks=pytest.mark.soak)])
 def test_stopped_by_what_lightning_saves_at(data: Path, tmp_path: Path, how: str) -> None:
     options = {"data": str(data), "max_epochs": 2, "accumulate_grad_batches": 4, "loader": STATIC}
     begun, stopped, resumed = (tmp_path / name for name in ("begun", "stopped", "resumed"))
