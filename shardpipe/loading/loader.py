@@ -156,10 +156,10 @@ class ShardLoader(NoDataLoader):
             lanes=optional(integer, "lanes", lanes),
             batches_per_step=optional(integer, "batches_per_step", batches_per_step, least=1),
         )
+        self._cursor = Cursor(self._sequence, sub_epochs, sub_epoch_samples, consumed=resume_samples, repeat=repeat)
         self._feed, self._service = setup.feed(self._sequence), setup.service
         if transform is None and collate is None:
             _ = self.sample_rate
-        self._cursor = Cursor(self._sequence, sub_epochs, sub_epoch_samples, consumed=resume_samples, repeat=repeat)
         self._ranks = finder(rank, world_size)
         self._ranks_given = rank is not None or world_size is not None
         self._iteration: object = None

@@ -23,8 +23,10 @@ def about_texts(name: str, texts: Iterable[str], tokenizer: CharTokenizer) -> st
     number = looked_at = 0
     for text in islice(texts, _TEXTS):
         looked_at += 1
-        number += len(tokenizer.encode(text))
-        missing.update(tokenizer.missing(text))
+        units = tokenizer.encode(text)
+        number += len(units)
+        if tokenizer.unknown in units:
+            missing.update(tokenizer.missing(text))
     if sum(missing.values()) <= _UNKNOWN * number:
         return None
     most = " ".join(character for character, _ in missing.most_common(_SHOWN))

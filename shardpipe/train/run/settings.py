@@ -106,7 +106,9 @@ def _yaml(config: TrainConfig) -> bytes:
 
 
 def last_settings(folder: str, file: str = _FILE) -> dict[str, Any] | None:
-    """Those of the latest start in a run's folder; None where there was none, or something else lies there."""
+    """Those in a file of a run's folder, by which it goes on unless another is named; None where there is none, or
+    something else lies there.
+    """
     try:
         found = open_store(folder)
         if found.stat(file).size > _LONGEST:

@@ -34,7 +34,8 @@ def list_checkpoints(run: str, say: Callable[[str], None], *, verify: bool) -> b
     reasons = kept(whole, checkpoints.keep)
     names = dict.fromkeys(name for count in sorted(whole) for name in whole[count].valid or {})
     figures = list(names) or [named(ONLY, name) for name in FIGURES]
-    rows: list[tuple[str, ...]] = [(*_HEADS, *(shown(name, sets_in(whole)) for name in figures), "kept")]
+    sets = sets_in(whole)
+    rows: list[tuple[str, ...]] = [(*_HEADS, *(shown(name, sets) for name in figures), "kept")]
     for count in sorted(whole | faults):
         if count in whole:
             rows.append(
