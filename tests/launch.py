@@ -27,7 +27,8 @@ def main(number: int, arguments: list[str]) -> int:
         )
         for rank in range(number)
     ]
-    signal.signal(signal.SIGTERM, lambda *_: [rank.terminate() for rank in ranks])
+    for asked in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(asked, lambda number, _: [rank.send_signal(number) for rank in ranks])
     while any(rank.poll() is None for rank in ranks):
         time.sleep(0.05)
         if failed := [rank.returncode for rank in ranks if rank.returncode]:

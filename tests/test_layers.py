@@ -82,13 +82,15 @@ PURE_MAY_IMPORT = {
 WRITE_SIDE = {"lists", "dataset", "pack"}
 READ_SIDE = {"order", "cache", "loading"}
 TRAIN_MAY_IMPORT = {
+    "dataset": {"Index"},
     "order": {"STEP", "hash_key"},
     "store": {
         *("Count", "Store", "Uploads", "checked_url", "close", "converted", "flush", "is_url", "is_utf8", "only_local"),
         *("open_store", "parsed", "put_in_place", "shallow", "write_file", "writing"),
     },
 }
-"""And errors, settings and the root: its data come by `from shardpipe import ShardLoader`, as anybody's do."""
+"""And errors, settings and the root: its data come by `from shardpipe import ShardLoader`, as anybody's do. An audit
+names samples by the index."""
 KNOW_THE_ROOT = {"serve", "train", "integrations", "demo", "cli"}
 """What stands above the loader; to all others the root leads upwards."""
 ENTRY_POINTS = {"train.cli"}

@@ -64,6 +64,7 @@ def test_a_batch_holds() -> None:
             "lengths",
             "weights",
             "keys",
+            "ordinals",
             "texts",
             "extras",
             "sample_rate",

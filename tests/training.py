@@ -39,7 +39,7 @@ FLAGS = [
 """Of all runs here: two lanes of small windows, so that resumes fall into windows and lanes of every age."""
 
 _NOT_COMPUTED = ("start", "resume", "changed", "checkpoint", "stop", "end")
-_TIMES = {"utt_per_s", "audio_s_per_s", "data_wait", "eta", "seconds"}
+_TIMES = {"utt_per_s", "audio_s_per_s", "data_wait", "eta", "seconds", "goodput"}
 
 
 @contextmanager
@@ -124,9 +124,10 @@ def markers(out: Path) -> dict[str, Any]:
 
 
 def given(out: Path) -> list[dict[str, Any]]:
-    """What every process was given, batch by batch."""
+    """The keys that every process was given, batch by batch."""
     files = sorted(out.glob("keys-rank*.jsonl"))
-    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return [{name: line[name] for name in ("consumed_samples", "epoch", "keys")} for line in lines if "keys" in line]
 
 
 def delivered(out: Path) -> dict[int, Counter[str]]:

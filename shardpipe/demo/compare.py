@@ -41,7 +41,8 @@ class History:
     @classmethod
     def read(cls, run: Path) -> History:
         """The records of a run's folder as they are now; a last line that a kill cut short is left out."""
-        return cls(metrics=_read_lines(run / "metrics.jsonl"), deliveries=_read_lines(run / "keys-rank0.jsonl"))
+        deliveries = [line for line in _read_lines(run / "keys-rank0.jsonl") if "keys" in line]
+        return cls(metrics=_read_lines(run / "metrics.jsonl"), deliveries=deliveries)
 
     @cached_property
     def steps(self) -> list[Mapping[str, Any]]:

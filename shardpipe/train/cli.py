@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import time
 import typing
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
@@ -13,18 +15,22 @@ from pathlib import Path
 import docstring_parser
 from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentParser  # type: ignore[attr-defined]
 
-from shardpipe.errors import ConfigError, ShardpipeError
+from shardpipe.errors import ShardpipeError
 from shardpipe.train.config import TrainConfig
+from shardpipe.train.ending import exit_code_of
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Trains as the command line says, or does something with a run's checkpoints. Returns 0 when done or stopped on
-    request, 1 for bad data, 2 for bad settings.
+    """Trains as the command line says, or does something with what a run has left.
+
+    Returns 0 when done, or when this start has had its part, 1 for bad data, 2 for bad settings, 75 if it was stopped
+    and is to be started again.
 
     It runs alone, or as one of torchrun's processes, which find their place in RANK, WORLD_SIZE and LOCAL_RANK.
     """
+    began = time.time()
     given = sys.argv[1:] if arguments is None else list(arguments)
     if given and given[0] in _TOOLS:
         return _use_tool(given)
@@ -48,24 +54,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # torch, which all of this needs, takes seconds to import: too long for --help and a misspelt flag.
         from shardpipe.train.job import run_job
 
-        run_job(config, rank=rank, local_rank=local_rank, world_size=world_size)
+        return run_job(config, rank=rank, local_rank=local_rank, world_size=world_size, began=began)
     except ShardpipeError as error:
         return _failed(error, f" (rank {rank})" if rank else "")
-    return 0
 
 
 def _failed(error: ShardpipeError, who: str = "") -> int:
     print(f"shardpipe-train{who}: {error}", file=sys.stderr)
-    return 2 if isinstance(error, ConfigError) else 1
+    return exit_code_of(error)
 
 
 def _use_tool(arguments: list[str]) -> int:
-    """`shardpipe-train checkpoints`, `export` or `average`."""
+    """`shardpipe-train audit`, `checkpoints`, `export` or `average`."""
     given = _TOOLS[arguments[0]]().parse_args(arguments[1:])
     try:
         _check_installed()
+        from shardpipe.train.audit import audit
         from shardpipe.train.tools import average, export, list_checkpoints
 
+        if arguments[0] == "audit":
+            found = audit(given.run)
+            if given.json:
+                print(json.dumps(found.as_json()))
+            else:
+                print(*found.lines(), sep="\n")
+            return 0 if found.ok else 1
         if arguments[0] == "checkpoints":
             return 0 if list_checkpoints(given.run, print, verify=given.verify) else 1
         if arguments[0] == "export":
@@ -94,6 +107,14 @@ def _tool_parser(name: str, what: str, *, writes: str | None = None) -> Argument
     return parser
 
 
+def _audit_parser() -> ArgumentParser:
+    what = "Prove by its key logs that a run was given every sample of every epoch once. Exit code 1 if they do not."
+    parser = ArgumentParser(prog="shardpipe-train audit", allow_abbrev=False, description=what)
+    parser.add_argument("run", type=str, help="The run's folder.")
+    parser.add_argument("--json", action="store_true", help="Print one JSON document.")
+    return parser
+
+
 def _checkpoints_parser() -> ArgumentParser:
     what = "List a run's checkpoints: count, place, size, validation figures, why they are kept."
     parser = _tool_parser("checkpoints", what)
@@ -119,7 +140,12 @@ def _average_parser() -> ArgumentParser:
     return parser
 
 
-_TOOLS = {"average": _average_parser, "checkpoints": _checkpoints_parser, "export": _export_parser}
+_TOOLS = {
+    "audit": _audit_parser,
+    "average": _average_parser,
+    "checkpoints": _checkpoints_parser,
+    "export": _export_parser,
+}
 
 
 def _check_installed() -> None:
@@ -139,7 +165,7 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="shardpipe-train",
         usage="%(prog)s --data DIR --out RUN [--config FILE] [options]\n"
-        "       %(prog)s checkpoints | export | average RUN [options]",
+        "       %(prog)s audit | checkpoints | export | average RUN [options]",
         allow_abbrev=False,
         description="Train a CTC Conformer on a packed dataset. Stop it anywhere: the same command goes on.",
     )

@@ -87,7 +87,10 @@ class TrainConfig:
         resume: Go on from the run's newest checkpoint (auto), from a path's, or start in an unused folder (never).
         resume_samples: Go on at this count of consumed samples: from the run's checkpoint there, or from init_from.
         init_from: Checkpoint to take the model and the optimizer from where the run has none.
-        log_keys: Write the keys of every step to keys-rank<r>.jsonl.
+        log_samples: Write which samples every step had to keys-rank<r>.jsonl, for shardpipe-train audit.
+        log_keys: Write their keys there as well, for people.
+        hang_minutes: End all processes, to be started again, when in one of them no batch and no step has ended for so
+            long; their stacks are in RUN/stacks.
         schemes: Kinds of URLs, with commas between, by which the data may name shards besides its own and plain ones.
         servers: Servers of the data that make the batches, with commas between or braces, like https://{a,b}:7070/NAME.
         local: Have this process make batches beside the servers, and all that no server makes.
@@ -146,7 +149,9 @@ class TrainConfig:
     resume: str = "auto"
     resume_samples: int | None = None
     init_from: str | None = None
+    log_samples: bool = True
     log_keys: bool = False
+    hang_minutes: float | None = 30.0
     schemes: str = ""
     servers: str | None = None
     local: bool = False
@@ -161,7 +166,7 @@ class TrainConfig:
         for name in (*counts, "batches_per_step", "accumulate", "keep"):
             if (count := getattr(self, name)) is not None and count < 1:
                 raise ConfigError(name, count, "it must be at least 1")
-        for name in ("learning_rate", "clip", "max_minutes"):
+        for name in ("learning_rate", "clip", "max_minutes", "hang_minutes"):
             if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
                 raise ConfigError(name, value, "it must be a positive number")
         self._check_parts()
@@ -188,6 +193,8 @@ class TrainConfig:
             raise ConfigError("keep_every", self.keep_every, "it must be more than nothing")
         if self.cache_limit is not None and self.cache_dir is None:
             raise ConfigError("cache_bytes", self.cache_bytes, "it needs a cache_dir")
+        if self.log_keys and not self.log_samples:
+            raise ConfigError("log_keys", True, "they are written beside the samples", fix="Give --log-samples.")
         if self.save_interval.count <= 0:
             raise ConfigError("save_every", self.save_every, "it must be more than nothing")
         _ = self.warmup_amount

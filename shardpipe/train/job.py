@@ -1,13 +1,10 @@
-"""One process of a training job: its device, its process group, its signals."""
+"""One process of a training job: its device, its process group, what it may be stopped by."""
 
 from __future__ import annotations
 
-import math
-import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -15,6 +12,7 @@ import torch.distributed as dist
 from shardpipe.errors import ConfigError, ShardpipeError
 from shardpipe.train.compat import leave_group
 from shardpipe.train.config import TrainConfig
+from shardpipe.train.ending import ending_of, stopping
 from shardpipe.train.engines import World
 from shardpipe.train.logs import Display
 from shardpipe.train.loop import train
@@ -22,11 +20,11 @@ from shardpipe.train.loop import train
 __all__ = ["run_job"]
 
 
-def run_job(config: TrainConfig, *, rank: int, local_rank: int, world_size: int) -> None:
-    """Trains as process `rank` of `world_size`, the `local_rank`-th of its machine.
+def run_job(config: TrainConfig, *, rank: int, local_rank: int, world_size: int, began: float) -> int:
+    """Trains as process `rank` of `world_size`, the `local_rank`-th of its machine, which `began` at that time.
 
-    SIGTERM and SIGINT, and the end of `max_minutes`, which begin here, end it after the step under way, with a
-    checkpoint. Raises ShardpipeError.
+    SIGTERM, SIGINT and SIGUSR1, and the end of `max_minutes`, which begin here, end it after the step under way, with a
+    checkpoint. Returns the exit code. Raises ShardpipeError.
     """
     device = _device(config, local_rank)
     if config.deterministic:
@@ -35,15 +33,17 @@ def run_job(config: TrainConfig, *, rank: int, local_rank: int, world_size: int)
     with (
         _world(config, rank, world_size, device) as world,
         Display(quiet=not world.is_main) as display,
-        _stops(display, config.max_minutes) as stop,
+        stopping(display.say, config.max_minutes) as stop,
     ):
         try:
-            train(config, world, display, stop=stop)
+            return train(config, world, display, stop=stop, began=began)
         except torch.OutOfMemoryError as error:
             what = f"the memory of {device} is full ({str(error).splitlines()[0]})"
             fix = "Give --activation-checkpointing, or smaller batches; the run goes on from its last checkpoint."
             raise ShardpipeError(what, fix=fix) from error
         except RuntimeError as error:
+            if (ended := ending_of(error)) is not error:
+                raise ended from error
             if not any(kind.__module__.startswith("torch._dynamo") for kind in type(error).__mro__):
                 raise
             what = f"the model cannot be compiled ({str(error).splitlines()[0]})"
@@ -69,7 +69,9 @@ def _world(config: TrainConfig, rank: int, size: int, device: torch.device) -> I
     backend = "nccl" if device.type == "cuda" else "gloo"
     if size > 1:
         # torchrun has put the address of the meeting point into the environment, where torch looks for it.
-        dist.init_process_group(backend)
+        # Its own patience is to end after that of the watchdog, which says more.
+        minutes = config.hang_minutes
+        dist.init_process_group(backend, timeout=None if minutes is None else timedelta(minutes=30 + 2 * minutes))
     elif config.engine == "fsdp":  # it asks for a group of one, too
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     try:
@@ -77,28 +79,3 @@ def _world(config: TrainConfig, rank: int, size: int, device: torch.device) -> I
     finally:
         if dist.is_initialized():
             leave_group()
-
-
-@contextmanager
-def _stops(display: Display, minutes: float | None) -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM or SIGINT has come, which do nothing else meanwhile, or so many minutes have gone by."""
-    ends = math.inf if minutes is None else time.monotonic() + 60 * minutes
-    received: list[int] = []
-
-    def receive(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        if not received:
-            display.say(f"{signal.Signals(number).name}: stopping after this step")
-        received.append(number)
-
-    def stops() -> bool:
-        if not received and time.monotonic() >= ends:
-            display.say(f"{minutes:g} minutes are over: stopping")
-            received.append(0)
-        return bool(received)
-
-    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stops
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -29,7 +29,7 @@ from tests.speech import make_bytes, pack_speech
 SAMPLES = 40
 OPTIONS: dict[str, Any] = {"batch_size": 4, "window": 8, "lanes": 2}
 FIELDS = [
-    *("audio", "lengths", "weights", "keys", "texts", "extras", "sample_rate"),
+    *("audio", "lengths", "weights", "keys", "ordinals", "texts", "extras", "sample_rate"),
     *("epoch", "consumed_samples", "state", "ends_step", "seed"),
 ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from shardpipe.train.config import TrainConfig
+from shardpipe.train.ending import AGAIN, Stop
 from shardpipe.train.engines import World
 from shardpipe.train.logs.display import Display
 from shardpipe.train.loop import train
@@ -69,7 +71,7 @@ def test_killed_three_times_then_asked_to_stop_it_ends_in_the_same_bits(
         code, said = kill_at(out, moment, flags, delay=draw.uniform(0, 0.2))
         assert code == -signal.SIGKILL, said
     code, said = kill_at(out, 2 * SAMPLES - 24, flags, number=signal.SIGTERM)
-    assert code == 0, said
+    assert code == AGAIN, said
     assert "SIGTERM: stopping after this step" in said
     assert "the same command goes on from there" in said
     said = finish(out, flags)
@@ -132,12 +134,25 @@ def test_killed_together_five_times_they_end_in_the_same_bits(
     killed_together(data, valid, tmp_path, moments, engine=engine, processes=2, **often)
 
 
-def stopped_after(steps: int | None, config: TrainConfig, device: str) -> bool:
-    """Trains in this process until that many steps are taken."""
-    left = iter(range(steps - 1)) if steps else iter(range(10**9))
+class StopAfter(Stop):
+    """Asked to stop in that step."""
+
+    def __init__(self, steps: int | None) -> None:
+        super().__init__(print, None)
+        self.steps = steps
+
+    def __call__(self) -> bool:
+        if self.steps is not None:
+            self.steps -= 1
+            self._asked = self.steps <= 0
+        return self._asked
+
+
+def stopped_after(steps: int | None, config: TrainConfig, device: str) -> int:
+    """Trains in this process until that many steps are taken; the exit code."""
     world = World(rank=0, size=1, device=torch.device(device))
     with Display(quiet=True) as display:
-        return train(config, world, display, stop=lambda: next(left, None) is None)
+        return train(config, world, display, stop=StopAfter(steps), began=time.time())
 
 
 def stop_at_every_step(data: Path, valid: Path, folder: Path, device: str) -> None:
@@ -157,15 +172,15 @@ def stop_at_every_step(data: Path, valid: Path, folder: Path, device: str) -> No
             save_every="4steps",
         )
 
-    assert stopped_after(None, config("whole"), device)
+    assert stopped_after(None, config("whole"), device) == 0
     whole = outcome(folder / "whole")
     steps = sum(event["event"] == "step" for event in whole)
     assert steps > 6
     assert sum(event["event"] == "valid" for event in whole) == 2
     for step in range(1, steps + 1):
         out = folder / str(step)
-        assert not stopped_after(step, config(out.name), device)
-        assert stopped_after(None, config(out.name), device)
+        assert stopped_after(step, config(out.name), device) == AGAIN
+        assert stopped_after(None, config(out.name), device) == 0
         assert outcome(out) == whole
         last = f"{SAMPLES:012d}"
         assert markers(out)[last] == markers(folder / "whole")[last]

@@ -48,6 +48,8 @@ class Batch(Mapping[str, Any]):
     weights: torch.Tensor
     """[B], float32: 1 for a sample that counts, 0 for a repeat or a skipped sample."""
     keys: list[str]  # type: ignore[assignment]
+    ordinals: list[int]
+    """Each sample's place in the whole dataset, from 0: with the epoch it says which one this is, whatever its key."""
     texts: list[str]
     extras: list[dict[str, Any]]
     sample_rate: int

@@ -289,6 +289,7 @@ def finished(work: Work, made: Any) -> Any:
         lengths=torch.tensor(made.lengths, dtype=torch.int64),
         weights=torch.tensor(made.weights, dtype=torch.float32),
         keys=made.keys,
+        ordinals=work.ordinals,
         texts=made.texts,
         extras=made.extras,
         sample_rate=made.sample_rate,

@@ -58,7 +58,7 @@ class World:
             raise first
         return first
 
-    def agree(self, failed: ShardpipeError | None) -> None:
+    def agree(self, failed: Exception | None) -> None:
         """Raises, in all processes, the error of the first one that has one."""
         if self.any(failed is not None):
             raise next(error for error in self.gather([failed]) if error is not None)

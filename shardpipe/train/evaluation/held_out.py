@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 
 from shardpipe import Batch, ShardLoader
@@ -11,21 +11,36 @@ from shardpipe.train.engines import World
 from shardpipe.train.evaluation.score import ErrorCounts
 from shardpipe.train.task import Learner
 
-__all__ = ["evaluate"]
+__all__ = ["EvaluationStopped", "evaluate"]
 
 
-def evaluate(learner: Learner, loader: ShardLoader, world: World) -> dict[str, float]:
+class EvaluationStopped(Exception):
+    """It was asked to end before it had gone through the data."""
+
+
+def evaluate(
+    learner: Learner,
+    loader: ShardLoader,
+    world: World,
+    *,
+    taken: Callable[[Batch], None],
+    stop: Callable[[], bool],
+) -> dict[str, float]:
     """One pass over the loader's data (it must not repeat), shared by all processes, decoding greedily.
 
     Every utterance counts once. One that is too short for its text has error rates like any other but no loss; such are
     counted in `left_out`. A batch's content does not depend on the number of processes, so neither does the result,
     but for the rounding of sums.
 
-    Raises the ShardpipeError that the data of any process end in, in all of them.
+    `taken` is told of every batch before it is computed.
+
+    Raises the ShardpipeError that the data of any process end in, in all of them; EvaluationStopped, in all of them as
+    well, when `stop` holds in any.
     """
     errors = ErrorCounts()
     loss = weight = utterances = left_out = 0.0
-    for batch in _batches(loader, world):
+    for batch in _batches(loader, world, stop):
+        taken(batch)
         result = learner.forward(batch, train=False)
         loss += result.loss.item()
         weight += result.weight
@@ -49,11 +64,12 @@ def evaluate(learner: Learner, loader: ShardLoader, world: World) -> dict[str, f
     }
 
 
-def _batches(loader: ShardLoader, world: World) -> Iterator[Batch]:
+def _batches(loader: ShardLoader, world: World, stop: Callable[[], bool]) -> Iterator[Batch]:
     """Those of this process. Where one of the others fails all stop, for a model in shares computes in all or none."""
     with closing(loader.batches()) as batches:
         while True:
-            batch = failed = None
+            batch = None
+            failed: Exception | None = EvaluationStopped() if stop() else None
             try:
                 batch = next(batches, None)
             except ShardpipeError as error:

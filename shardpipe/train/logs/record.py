@@ -1,7 +1,7 @@
-"""What a run writes down as it goes: metrics.jsonl, TensorBoard's events, and the keys it was given.
+"""What a run writes down as it goes: metrics.jsonl, and TensorBoard's events.
 
-Every line carries `consumed_samples`, so a resume cuts the files back to its checkpoint's count, and what is then
-written continues them as if nothing had happened.
+Every line carries `consumed_samples`, so a resume cuts the file back to its checkpoint's count, and what is then
+written continues it as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["JsonLines", "Recorder", "cut_back", "last_saved"]
 
 _SERVICE = ("servers", "server_retries", "server_hedges")
 _CURVES = {
-    "step": ("loss", "lr", "grad_norm", "utt_per_s", "audio_s_per_s", "data_wait", *_SERVICE),
+    "step": ("loss", "lr", "grad_norm", "utt_per_s", "audio_s_per_s", "data_wait", "goodput", *_SERVICE),
     "valid": ("loss", "wer", "cer"),
 }
 

@@ -17,9 +17,12 @@ from shardpipe.errors import ConfigError, ResumeMismatch, ShardpipeError, StoreE
 from shardpipe.store import is_url, writing
 from shardpipe.train.checkpoints import FORMAT, Checkpoint, Checkpoints, Keep, Progress, Saver, damaged, restore
 from shardpipe.train.config import TrainConfig
+from shardpipe.train.ending import ExitFile, Watchdog, stacks_folder
 from shardpipe.train.engines import World
-from shardpipe.train.logs import Display, JsonLines, Recorder, cut_back
+from shardpipe.train.logs import Display
 from shardpipe.train.run.doubts import about_texts
+from shardpipe.train.run.goodput import Goodput
+from shardpipe.train.run.records import cut_records, open_records
 from shardpipe.train.run.running import Run
 from shardpipe.train.run.settings import changes, write_settings
 from shardpipe.train.run.start import Start, find_start
@@ -31,8 +34,9 @@ __all__ = ["open_run"]
 
 
 @contextmanager
-def open_run(config: TrainConfig, world: World, display: Display) -> Iterator[Run]:
-    """Finds where to start, opens the data there, loads the checkpoint, and cuts the records back to it.
+def open_run(config: TrainConfig, world: World, display: Display, *, began: float) -> Iterator[Run]:
+    """Finds where to start, opens the data there, loads the checkpoint, and cuts the records back to it. `began` is the
+    time at which this process did.
 
     What the run's folder holds is left as it is until everything has been found to fit.
     """
@@ -40,10 +44,18 @@ def open_run(config: TrainConfig, world: World, display: Display) -> Iterator[Ru
         world.from_main(lambda: stack.enter_context(_locked(Path(config.out))))
         if not is_url(place := config.checkpoints_at) and Path(place).resolve().parent != Path(config.out).resolve():
             world.from_main(lambda: stack.enter_context(_locked(Path(place))))
-        yield _opened(config, world, display, stack)
+        exit_file = ExitFile(Path(config.out), world.rank)
+        world.from_main(exit_file.clear)
+        with exit_file.telling():
+            run = _opened(config, world, display, stack, exit_file, began)
+            with run.watchdog:
+                run.goodput.opened()
+                yield run
 
 
-def _opened(config: TrainConfig, world: World, display: Display, stack: ExitStack) -> Run:
+def _opened(
+    config: TrainConfig, world: World, display: Display, stack: ExitStack, exit_file: ExitFile, began: float
+) -> Run:
     checkpoints = Checkpoints(config.checkpoints_at, keep=Keep.of(config))
     start = world.from_main(lambda: find_start(config, checkpoints, display.say))
     size = batches_per_step(config, world.size, kept=start.batches_per_step, by_ranks=start.steps_by_ranks)
@@ -82,7 +94,10 @@ def _opened(config: TrainConfig, world: World, display: Display, stack: ExitStac
     world.from_main(lambda: _prepare_folder(config, start, checkpoints, tokenizer, display, foreign=foreign))
     if world.is_main and start.resumes:
         saver.prune(start.samples)  # a run that was killed may not have come to it
-    recorder, keys = _logs(config, world, start, stack)
+    recorder, keys = open_records(config, world, start, loader, stack, foreign=foreign)
+    goodput = Goodput(Path(config.out) if world.is_main else None, start.samples, began=began)
+    stack.callback(goodput.close)
+    stacks = world.from_main(lambda: stacks_folder(Path(config.out)))
     run = Run(
         config=config,
         world=world,
@@ -95,6 +110,9 @@ def _opened(config: TrainConfig, world: World, display: Display, stack: ExitStac
         progress=_progress(config, start, loader, evaluates=bool(valid)),
         recorder=recorder,
         keys=keys,
+        goodput=goodput,
+        watchdog=Watchdog(config.hang_minutes, stacks, (world.rank, world.size), exit_file),
+        exit_file=exit_file,
         total=config.epochs * loader.num_samples,
         batches_per_step=size,
     )
@@ -120,19 +138,6 @@ def _progress(config: TrainConfig, start: Start, loader: ShardLoader, *, evaluat
         plateau = progress.plateau or Plateau(peak=config.learning_rate, by=config.best_figure)
         progress.plateau = plateau.going_on(peak=config.learning_rate, by=config.best_figure)
     return progress
-
-
-def _logs(
-    config: TrainConfig, world: World, start: Start, stack: ExitStack
-) -> tuple[Recorder | None, JsonLines | None]:
-    recorder = keys = None
-    if world.is_main:
-        recorder = Recorder(Path(config.out), consumed_samples=start.samples)
-        stack.callback(recorder.close)
-    if config.log_keys:
-        keys = JsonLines(Path(config.out) / f"keys-rank{world.rank}.jsonl")
-        stack.callback(keys.close)
-    return recorder, keys
 
 
 def _valid_set(config: TrainConfig, world: World, place: str, training: ShardLoader) -> ShardLoader:
@@ -262,8 +267,5 @@ def _prepare_folder(
         where = checkpoints.set_aside(aside)
     if aside:
         display.say(f"put aside the checkpoints {', '.join(map(str, aside))}, in {where}")
-    for file in (folder / "metrics.jsonl", *folder.glob("keys-rank*.jsonl")):
-        dropped = cut_back(file, start.samples, evaluated=start.evaluated)
-        if dropped:
-            display.say(f"{file.name}: dropped {dropped} lines beyond sample {start.samples}")
+    cut_records(folder, start, display.say)
     tokenizer.save(folder / "units.txt")

@@ -6,30 +6,30 @@ import math
 import shlex
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from shardpipe import Batch, ShardLoader
-from shardpipe.errors import ShardpipeError
 from shardpipe.train.amount import Done
 from shardpipe.train.checkpoints import Progress, Saver
 from shardpipe.train.config import TrainConfig
+from shardpipe.train.ending import AGAIN, ExitFile, Outcome, Watchdog
 from shardpipe.train.engines import World
-from shardpipe.train.evaluation import evaluate_sets
-from shardpipe.train.logs import Display, JsonLines, Recorder
+from shardpipe.train.logs import Display, KeyLog, Recorder
 from shardpipe.train.run.doubts import about_counts
+from shardpipe.train.run.evaluating import Evaluation
+from shardpipe.train.run.given import Given
+from shardpipe.train.run.goodput import Goodput
 from shardpipe.train.run.saves import Saves
 from shardpipe.train.run.settings import settings_file
 from shardpipe.train.schedule import Schedule
 from shardpipe.train.steps import Clock, Tally
-from shardpipe.train.task import Learner, Result
-from shardpipe.train.validation import FIGURES, named, shown
+from shardpipe.train.task import Learner
 
 __all__ = ["Run"]
 
-_NOTES_SHOWN = 10
 _DOUBTED_FROM = 200  # samples: fewer may well be a bad start
 
 
@@ -47,18 +47,18 @@ class Run:
     saver: Saver
     progress: Progress
     recorder: Recorder | None
-    keys: JsonLines | None
+    keys: KeyLog | None
+    goodput: Goodput
+    watchdog: Watchdog
+    exit_file: ExitFile
     total: int
     """Samples of all epochs."""
     batches_per_step: int | None
     """None in a run that was begun before steps had a size: they go by its ranks."""
 
     def __post_init__(self) -> None:
-        self.notes: list[dict[str, Any]] = []
-        """Utterances of this process and step that taught nothing."""
-        self._given: list[dict[str, Any]] = []
         self._doubts: set[str] = set()
-        self._shown = self._skips_seen = self._excluded_seen = 0
+        self._excluded_seen = 0
         self._started_at = self.loader.consumed_samples
         self._started_time = time.monotonic()
         self._sub_epochs_left = self.config.max_sub_epochs
@@ -72,6 +72,29 @@ class Run:
             saver=self.saver,
             record=self.record,
             flush=self._flush,
+            goodput=self.goodput,
+        )
+        self.evaluation = Evaluation(
+            config=self.config,
+            world=self.world,
+            display=self.display,
+            loader=self.loader,
+            valid=self.valid,
+            learner=self.learner,
+            progress=self.progress,
+            saves=self.saves,
+            record=self.record,
+            watchdog=self.watchdog,
+            goodput=self.goodput,
+        )
+        self.given = Given(
+            loader=self.loader,
+            log=self.keys,
+            with_keys=self.config.log_keys,
+            world=self.world,
+            progress=self.progress,
+            record=self.record,
+            say=self.display.say,
         )
 
     @property
@@ -111,36 +134,24 @@ class Run:
             self.display.say(f"changed from sample {count} on: {name} from {was} to {value}")
         self.display.start(total=self.total, consumed_samples=count)
 
-    def note(self, batch: Batch, result: Result) -> None:
-        """Takes down what this process was given in the step under way, and which of it taught nothing."""
-        if self.keys is not None:
-            real = [key for key, weight in zip(batch.keys, batch.weights.tolist()) if weight]
-            self._given.append({"epoch": batch.epoch, "keys": real})
-        self.notes += [{"event": "left_out", **asdict(utterance)} for utterance in result.left_out]
-        skipped = self.loader.skipped[self._skips_seen :]
-        self.notes += [{"event": "unreadable", "key": sample.key, "reason": sample.reason} for sample in skipped]
-        self._skips_seen += len(skipped)
-
     def count_step(
         self, place: tuple[int, int], count: int, tally: Tally, clock: Clock, *, rate: float, norm: float
     ) -> None:
         """Adds a finished step to the progress, records it and shows it; `tally` is that of all processes."""
-        progress = self.progress
-        for given in self._given:
-            assert self.keys is not None
-            self.keys.write({"consumed_samples": count, **given})
-        self._given.clear()
+        progress, finite = self.progress, math.isfinite(norm)
+        self.given.write(count, excluded=self._newly_excluded(), finite=finite)
         if tally.notes:
-            self._count_notes(count)
-        self.count_excluded()
+            self.given.count_notes(count)
         progress.unknown_units += int(tally.unknown_units)
         if count >= _DOUBTED_FROM:
             self._say_doubts(count)
-        if math.isfinite(norm):
+        self.goodput.spend("data", clock.waited)
+        if finite:
             progress.skipped_in_a_row = 0
         else:
             progress.skipped_steps += 1
             progress.skipped_in_a_row += 1
+            self.goodput.spend("lost", clock.elapsed - clock.waited)
             self.display.say(f"sample {count}  no finite gradient: the model stays as it was")
         pace = (count - self._started_at) / (time.monotonic() - self._started_time)
         record = {
@@ -157,6 +168,7 @@ class Run:
             "audio_s_per_s": tally.seconds / clock.elapsed,
             "data_wait": clock.waited / clock.elapsed,
             "eta": max(0, self.total - count) / pace,
+            "goodput": self.goodput.share,
         }
         if (service := self.loader.service) is not None:
             record |= {
@@ -165,6 +177,7 @@ class Run:
                 "server_hedges": service.hedges,
             }
         self.record("step", count, **record)
+        self.goodput.note(count, now=False)
         self.display.step(count, record)
 
     def rate(self, place: tuple[int, int], count: int) -> float:
@@ -204,61 +217,20 @@ class Run:
                 self._doubts.add(kind)
                 self.display.say(f"warning: sample {count}  {doubt}")
 
-    def count_excluded(self) -> None:
-        """Takes over what the loader has left out since the last time."""
-        self.progress.excluded += self.loader.num_excluded - self._excluded_seen
-        self._excluded_seen = self.loader.num_excluded
+    def count_the_rest(self) -> None:
+        """Takes over what the loader has left out after the last step: an epoch may end in nothing else."""
+        if excluded := self._newly_excluded():
+            self.given.write(self.loader.consumed_samples, excluded=excluded)
 
-    def _count_notes(self, count: int) -> None:
-        for note in self.world.gather(self.notes):
-            event = note.pop("event")
-            if event == "left_out":
-                self.progress.left_out += 1
-                what = "has {frames} frames and needs {needed} for its text: left out".format(**note)
-            else:
-                self.progress.unreadable += 1
-                what = f"cannot be decoded: skipped ({note['reason']})"
-            self.record(event, count, **note)
-            self._shown += 1
-            if self._shown <= _NOTES_SHOWN:
-                self.display.say(f"sample {count}  {note['key']} {what}")
-            if self._shown == _NOTES_SHOWN:
-                self.display.say("further ones like these are listed in metrics.jsonl only")
-        self.notes.clear()
+    def _newly_excluded(self) -> int:
+        number = self.loader.num_excluded - self._excluded_seen
+        self._excluded_seen += number
+        self.progress.excluded += number
+        return number if self.world.is_main else 0
 
-    def evaluate(self) -> None:
-        """Loss and error rates on every set: recorded, shown, and noted in the checkpoint of this moment. A set whose
-        data cannot be had is left out of it, which is said and recorded; the one that decides something must not be.
-        """
-        count, config = self.loader.consumed_samples, self.config
-        decides = config.keep_best > 0 or config.schedule == "plateau"
-        figures: dict[str, float | None] = {}
-        needed = config.best_figure.rpartition("/")[0] if decides else None
-        for name, found in evaluate_sets(self.learner, self.valid, self.world, needed=needed):
-            if isinstance(found, ShardpipeError):
-                self.progress.failed_evaluations += 1
-                self.record("valid_failed", count, set=name, reason=str(found))
-                self.display.say(f"sample {count}  {name} cannot be evaluated, and the training goes on: {found}")
-                continue
-            self.record("valid", count, set=name, **found)
-            text = "loss {loss:.4f}  WER {wer:.2%}  CER {cer:.2%}  {utterances} utterances".format(**found)
-            aside = {kind: found[kind] for kind in ("left_out", "excluded", "unreadable") if found[kind]}
-            self.display.say(f"sample {count}  {name} {text}" + (f"  {aside}" if aside else ""))
-            figures |= {named(name, f): found[f] if math.isfinite(found[f]) else None for f in FIGURES}
-        if config.schedule == "plateau":
-            self._look_for_a_plateau(figures[config.best_figure])
-        self.progress.evaluated = True
-        self.saves.mark_evaluated(figures)
-
-    def _look_for_a_plateau(self, figure: float | None) -> None:
-        before, config = self.progress.plateau, self.config
-        assert before is not None
-        after = before.after(figure, patience=config.plateau_patience, factor=config.plateau_factor)
-        self.progress.plateau = after
-        if after.factor < before.factor:
-            text = f"no better {shown(before.by, self.valid)} in {config.plateau_patience} evaluations"
-            lowered = f"the rate is lowered to {after.peak * after.factor:.2e}"
-            self.display.say(f"sample {self.loader.consumed_samples}  {text}: {lowered}")
+    def took(self, batch: Batch) -> None:
+        """Training begins with a batch."""
+        self.watchdog.saw(f"the step after sample {self.loader.consumed_samples}", batch.keys)
 
     def finish(self) -> None:
         """Says and records that all epochs are done, and what of them taught nothing. Raises StoreError if the last
@@ -268,23 +240,39 @@ class Run:
         counts = msgspec.structs.asdict(self.progress)
         for name in ("evaluated", "skipped_in_a_row", "sub_epoch_ends", "plateau"):
             del counts[name]
-        self.record("end", self.loader.consumed_samples, **counts)
+        self.goodput.note(count := self.loader.consumed_samples)
+        self.record("end", count, **counts, goodput=self.goodput.seconds)
         aside = {name.replace("_", " "): n for name, n in counts.items() if n and name not in ("steps", "sub_epochs")}
         self.display.say(
-            f"done: {self.loader.consumed_samples} samples in {self.progress.steps} steps"
+            f"done: {count} samples in {self.progress.steps} steps"
             + (f"; {', '.join(f'{name}: {n}' for name, n in aside.items())}" if aside else "")
         )
+        self.display.say(str(self.goodput))
+        self._tell_starter("done", 0, f"all {self.config.epochs} epochs are done")
 
-    def tell_how_to_go_on(self) -> None:
-        """Says what a stopped run needs. Raises StoreError if the last checkpoint cannot be written."""
+    def tell_how_to_go_on(self, outcome: Outcome) -> int:
+        """Says what a stopped run needs, and returns the exit code that says whether it was only to have its part.
+        Raises StoreError if the last checkpoint cannot be written.
+        """
         self.saves.wait()
-        self.record("stop", self.loader.consumed_samples)
+        self.goodput.note(count := self.loader.consumed_samples)
+        self.record("stop", count, goodput=self.goodput.seconds)
         named = {"--resume": self.config.resume != "auto", "--resume-samples": self.config.resume_samples is not None}
         without = "".join(f", without {flag}," for flag, given in named.items() if given)
         self.display.say(
-            f"stopped at sample {self.loader.consumed_samples} of {self.total}, saved in {self.saves.url}; the same "
+            f"stopped at sample {count} of {self.total}, saved in {self.saves.url}; the same "
             f"command{without} goes on from there, and so does: {self._command()}"
         )
+        self.display.say(str(self.goodput))
+        code = AGAIN if outcome == "stopped" else 0
+        if code:
+            self.display.say(f"exit code {code}: to be started again; {self.exit_file.path} says so, too")
+        self._tell_starter(outcome, code, f"stopped at sample {count} of {self.total}")
+        return code
+
+    def _tell_starter(self, outcome: Outcome, code: int, reason: str) -> None:
+        if self.world.is_main:
+            self.exit_file.write(outcome, code, reason)
 
     def _command(self) -> str:
         settings = shlex.quote(str(settings_file(self.config.out)))

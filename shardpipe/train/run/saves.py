@@ -14,6 +14,7 @@ from shardpipe.train.amount import Amount
 from shardpipe.train.checkpoints import Checkpoint, Progress, Saver
 from shardpipe.train.engines import World
 from shardpipe.train.logs import Display
+from shardpipe.train.run.goodput import Goodput
 from shardpipe.train.task import Learner
 
 __all__ = ["Saves"]
@@ -32,6 +33,7 @@ class Saves:
     saver: Saver
     record: Callable[..., None]
     flush: Callable[[], None]
+    goodput: Goodput
 
     def __post_init__(self) -> None:
         self._held: dict[int, float] = {}
@@ -72,6 +74,11 @@ class Saves:
         count = self.loader.consumed_samples
         if count == self._saved_at:
             return
+        with self.goodput.spending("checkpoints"):
+            self._begin(count)
+        self.goodput.note(count)
+
+    def _begin(self, count: int) -> None:
         began = time.monotonic()
         self.flush()
         self._settle()
@@ -91,11 +98,11 @@ class Saves:
 
     def wait(self) -> None:
         """Returns when this moment's checkpoint is complete. Raises StoreError if it cannot be written, tried twice."""
-        if not self._settle():
-            self._saved_at = -1
-            self.save()
-            self.saver.wait()
-            self._note_written()
+        with self.goodput.spending("checkpoints"):
+            if not self._settle():
+                self._begin(self.loader.consumed_samples)
+                self.saver.wait()
+                self._note_written()
 
     def mark_evaluated(self, figures: Mapping[str, float | None]) -> None:
         """Notes in the checkpoint of this moment what an evaluation has found, and what that has changed."""

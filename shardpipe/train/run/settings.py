@@ -20,7 +20,7 @@ from shardpipe.train.checkpoints import Checkpoint, Checkpoints, Keep, count_of,
 from shardpipe.train.config import TrainConfig, checkpoints_in
 from shardpipe.train.validation import ONLY, figure_of, sets_of
 
-__all__ = ["changes", "checkpoints_of", "found_at", "last_settings", "settings_file", "write_settings"]
+__all__ = ["changes", "checkpoints_of", "found_at", "last_settings", "limits_of", "settings_file", "write_settings"]
 
 _FILE = "config.yaml"
 _STARTS = "starts"
@@ -117,6 +117,19 @@ def last_settings(folder: str, file: str = _FILE) -> dict[str, Any] | None:
     except Exception:  # there is nothing that a YAML of a stranger may not raise
         return None
     return settings if isinstance(settings, dict) else None
+
+
+def limits_of(folder: str) -> list[tuple[int, float, float | None, float | None]]:
+    """From which count up to which one the starts of a run were in force, and their limits of seconds."""
+    starts = _starts(Path(folder))
+    found = []
+    for since, until in zip(starts, [*list(starts)[1:], math.inf]):
+        settings = last_settings(folder, f"{_STARTS}/{starts[since]}") or {}
+        low, high = (
+            v if isinstance(v := settings.get(n), int | float) else None for n in ("min_seconds", "max_seconds")
+        )
+        found.append((since, until, low, high))
+    return found
 
 
 class _Keeping(msgspec.Struct):

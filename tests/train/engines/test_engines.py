@@ -118,7 +118,8 @@ frames = 16000 * 12
 memory = torch.cuda.max_memory_allocated if device.type == "cuda" else (lambda: resource.getrusage(0).ru_maxrss)
 before = memory()
 batch = Batch(audio=torch.zeros(4, frames, device=device), lengths=torch.full((4,), frames), weights=torch.ones(4),
-              keys=list("abcd"), texts=["abc"] * 4, extras=[{}] * 4, sample_rate=16000, epoch=0, consumed_samples=4,
+              keys=list("abcd"), ordinals=[0] * 4, texts=["abc"] * 4,
+              extras=[{}] * 4, sample_rate=16000, epoch=0, consumed_samples=4,
               state={}, ends_step=True, seed=1)
 torch.manual_seed(0)
 result = learner.forward(batch, train=True)

@@ -1,0 +1,81 @@
+"""Signals that ask a run to stop."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from shardpipe.train.ending.exits import INTERRUPTED
+
+__all__ = ["Stop", "stopping"]
+
+_ASKS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Stop:
+    """Whether this process is to stop: for good, as a signal asks, or because so many minutes have gone by."""
+
+    def __init__(self, say: Callable[[str], None], minutes: float | None) -> None:
+        self._say = say
+        self._minutes = minutes
+        self._ends = math.inf if minutes is None else time.monotonic() + 60 * minutes
+        self._interrupts = 0
+        self._asked = self._over = False
+
+    def __call__(self) -> bool:
+        """Whether a signal has come or the time is over."""
+        if not (self._asked or self._over) and time.monotonic() >= self._ends:
+            self._say(f"{self._minutes:g} minutes are over: stopping")
+            self._over = True
+        return self._asked or self._over
+
+    def has_been_asked(self) -> bool:
+        """Whether a signal has come."""
+        return self._asked
+
+    def receive(self, number: int) -> None:
+        """A signal has come. Nothing waits for a second Ctrl-C."""
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 1:
+            os.write(2, b"SIGINT again: ended at once; the run goes on from its last checkpoint\n")
+            os._exit(INTERRUPTED)
+        if not self._asked:
+            self._asked = True
+            self._say(f"{signal.Signals(number).name}: stopping after this step")
+
+
+@contextmanager
+def stopping(say: Callable[[str], None], minutes: float | None) -> Iterator[Stop]:
+    """Has SIGTERM, SIGINT and SIGUSR1 ask for a stop and do nothing else meanwhile. For the main thread.
+
+    They are received in a thread: the main one may be waiting where Python's own handlers have no turn.
+    """
+    stop = Stop(say, minutes)
+    ours, systems = socket.socketpair()
+    systems.setblocking(False)
+
+    def receive() -> None:
+        while numbers := ours.recv(64):
+            for number in numbers:
+                if number in _ASKS:
+                    stop.receive(number)
+
+    thread = threading.Thread(target=receive, name="signals", daemon=True)
+    before = {number: signal.signal(number, lambda *_: None) for number in _ASKS}
+    woken = signal.set_wakeup_fd(systems.fileno(), warn_on_full_buffer=False)
+    thread.start()
+    try:
+        yield stop
+    finally:
+        signal.set_wakeup_fd(woken)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        systems.close()
+        thread.join()
+        ours.close()
