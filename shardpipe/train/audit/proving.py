@@ -141,6 +141,8 @@ class _Proof:
             return
         size = self._basis.num_samples
         number, delta = (count - 1) // size, count - self._reached
+        if self._reached < number * size:
+            self.fault(f"the step that ends at sample {count} begins in the epoch before, at sample {self._reached}")
         epoch = self._at(number, max(0, self._reached - number * size))
         given = 0
         for each in batches:

@@ -29,7 +29,8 @@ Outcome = Literal["done", "part", "stopped", "hang", "lost", "failed"]
 lost: another process was gone. failed: an error."""
 
 _COLLECTIVE = re.compile(r"gloo/transport|\bNCCL\b")
-_SEEN_WITHIN = 5.0
+_PLACE_IN_C = re.compile(r"^\[[^]]*\] ")
+_SEEN_WITHIN = 3.0
 """Seconds in which one process sees what another has written, on a file system that they share."""
 
 
@@ -94,7 +95,8 @@ class ExitFile:
             yield
         except Exception as error:
             ended = ending_of(error, self)
-            self.write("lost" if isinstance(ended, LostProcess) else "failed", exit_code_of(ended), str(ended))
+            lost = isinstance(ended, LostProcess)
+            self.write("lost" if lost else "failed", exit_code_of(ended), str(ended) or type(ended).__name__)
             if ended is error:
                 raise
             raise ended from error
@@ -108,7 +110,8 @@ def ending_of(error: Exception, said: ExitFile | None = None) -> Exception:
     found, until = None, time.monotonic() + _SEEN_WITHIN
     while said is not None and (found := said.read()) is None and time.monotonic() < until:
         time.sleep(0.1)
-    return LostProcess(found, (str(lost).splitlines() or [type(lost).__name__])[0])
+    line = (str(lost).splitlines() or [type(lost).__name__])[0]
+    return LostProcess(found, _PLACE_IN_C.sub("", line).partition(". ")[0])
 
 
 def exit_code_of(error: Exception) -> int:

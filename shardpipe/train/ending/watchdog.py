@@ -120,16 +120,18 @@ class Watchdog:
             faulthandler.dump_traceback(self._file, all_threads=True)
         _tell(self._rank, f"{what}: the stacks of all threads are in {self._own}; ended, to be started again")
         until = time.monotonic() + grace
-        while self._written() < self._size and time.monotonic() < until:
+        while (silent := self._silent()) and time.monotonic() < until:
             time.sleep(0.1)
+        if silent:
+            _tell(self._rank, f"no word from process {', '.join(map(str, silent))}: stopped, or its machine is gone")
         os._exit(AGAIN)
 
-    def _written(self) -> int:
-        """Processes that have said where they are."""
-        found = 0
+    def _silent(self) -> list[int]:
+        """Processes that have not said where they are."""
+        said = set()
         with suppress(OSError):
-            found = sum(file.stat().st_size > 0 for file in self._folder.iterdir())
-        return found
+            said = {file.name for file in self._folder.iterdir() if file.stat().st_size}
+        return [rank for rank in range(self._size) if f"rank{rank}.txt" not in said]
 
 
 def _tell(rank: int, what: str) -> None:
