@@ -1,6 +1,6 @@
 """Starts the processes of a training job on this machine and ends them together: torchrun without its seconds.
 
-    python tests/launch.py N ARGUMENTS OF shardpipe.train
+    python tests/launch.py N ARGUMENTS OF python
 
 They find each other by the environment, as they would when Slurm's srun had started them.
 """
@@ -22,7 +22,7 @@ def main(number: int, arguments: list[str]) -> int:
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(number)}
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-m", "shardpipe.train", *arguments],
+            [sys.executable, *arguments],
             env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(number)

@@ -51,15 +51,26 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def start(out: Path, flags: list[str], *, processes: int = 1, torchrun: bool = False) -> subprocess.Popen[str]:
-    """A run in processes of its own, one thread each, so that the same work is the same bits."""
-    command = [sys.executable, "-m", "shardpipe.train"]
+def start(
+    out: Path, flags: list[str], *, processes: int = 1, torchrun: bool = False, hang: str | None = None
+) -> subprocess.Popen[str]:
+    """A run in processes of its own, one thread each, so that the same work is the same bits.
+
+    hang: what tests/hanging.py takes.
+    """
+    program = ["-m", "shardpipe.train"] if hang is None else [str(Path(__file__).with_name("hanging.py"))]
+    command = [sys.executable, *program]
     if torchrun:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--log-dir", f"{out}-torchrun"]
-        command = [*launcher, "--nproc-per-node", str(processes), "-m", "shardpipe.train"]
+        command = [*launcher, "--nproc-per-node", str(processes), *program]
     elif processes > 1:
-        command = [sys.executable, str(Path(__file__).with_name("launch.py")), str(processes)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+        command = [sys.executable, str(Path(__file__).with_name("launch.py")), str(processes), *program]
+    environment = {
+        **os.environ,
+        "HANG": hang or "",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
     return subprocess.Popen([*command, *flags, "--out", str(out)], env=environment, stderr=subprocess.PIPE, text=True)
 
 

@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 import torch
 
+from shardpipe import Batch
 from shardpipe.train.config import TrainConfig
 from shardpipe.train.ending import AGAIN, Stop
 from shardpipe.train.engines import World
 from shardpipe.train.logs.display import Display
 from shardpipe.train.loop import train
+from shardpipe.train.run.evaluating import Evaluation
 from tests.speech import pack_speech
 from tests.training import FLAGS, delivered, events, finish, kill_at, markers, one_thread, outcome
 
@@ -184,6 +186,31 @@ def stop_at_every_step(data: Path, valid: Path, folder: Path, device: str) -> No
         assert outcome(out) == whole
         last = f"{SAMPLES:012d}"
         assert markers(out)[last] == markers(folder / "whole")[last]
+
+
+def test_asked_while_it_evaluates_it_ends_at_once_and_evaluates_again(
+    data: Path, valid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets = {"first": str(valid), "second": str(valid)}
+    options: dict[str, Any] = {"data": str(data), "valid": sets, "model": "tiny", "epochs": 1, "sub_epochs": 2}
+    configs = [TrainConfig(**options, out=str(tmp_path / name)) for name in ("whole", "run")]
+    assert stopped_after(None, configs[0], "cpu") == 0
+    stop, world = StopAfter(None), World(rank=0, size=1, device=torch.device("cpu"))
+    taken = iter(range(10**6))
+
+    def take(self: Evaluation, batch: Batch) -> None:
+        if next(taken) == 1:  # the first set has been gone through
+            stop.receive(signal.SIGTERM)
+
+    with monkeypatch.context() as patch, Display(quiet=True) as display:
+        patch.setattr(Evaluation, "_taken", take)
+        assert train(configs[1], world, display, stop=stop, began=time.time()) == AGAIN
+    assert [event["set"] for event in events(tmp_path / "run", "valid")] == ["first"]
+    (marker,) = markers(tmp_path / "run").values()
+    assert not marker["progress"]["evaluated"]
+    assert stopped_after(None, configs[1], "cpu") == 0
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    assert markers(tmp_path / "run") == markers(tmp_path / "whole")
 
 
 def test_stopped_after_any_step_it_goes_on_as_if_it_had_not(data: Path, valid: Path, tmp_path: Path) -> None:

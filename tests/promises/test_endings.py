@@ -1,0 +1,197 @@
+"""However a start of a run ends, it says so in time, and what it and the next ones were given is proved by an audit."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from shardpipe.train.audit import audit
+from shardpipe.train.cli import main
+from shardpipe.train.ending import AGAIN
+from shardpipe.train.ending.exits import INTERRUPTED
+from tests.speech import pack_speech
+from tests.training import FLAGS, count, finish, kill_at, markers, one_thread, outcome, start, steps
+
+SAMPLES = 48
+HANG_MINUTES = 0.05
+"""3 s: a step here takes less than a tenth of a second, and several processes on a busy machine may take one."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pack_speech(tmp_path_factory.mktemp("train"), SAMPLES, shard_samples=8, seconds=(0.3, 0.6))
+
+
+@pytest.fixture(scope="module")
+def flags(data: Path) -> list[str]:
+    """Of a run of 16 steps an epoch, on any number of processes."""
+    size = ["--batch-size", "1", "--batches-per-step", "3", "--save-every", "2steps", "--sub-epochs", "2"]
+    return [*FLAGS, "--data", str(data), "--epochs", "2", *size]
+
+
+@pytest.fixture(scope="module")
+def whole(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That run as nothing ended it, on one process."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    with one_thread():
+        assert main([*flags, "--out", str(out)]) == 0
+    return out
+
+
+def said_at_the_end(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "exit.json").read_text())
+    return found
+
+
+def assert_proved(out: Path, epochs: int = 2) -> None:
+    found = audit(str(out))
+    assert found.ok, found.faults
+    assert found.saved_at == epochs * SAMPLES
+    assert [epoch.came for epoch in found.epochs] == [SAMPLES] * epochs
+    assert not found.stretches
+
+
+def wait_for(out: Path, samples: int, process: subprocess.Popen[str]) -> None:
+    while not (count(out) >= samples and markers(out)):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+def test_asked_by_any_signal_it_ends_to_be_started_again(flags: list[str], whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    code, said = kill_at(out, 12, flags, number=signal.SIGUSR1)
+    assert code == AGAIN == said_at_the_end(out)["code"], said
+    assert "SIGUSR1: stopping after this step" in said
+    assert f"exit code 75: to be started again; {out}/exit.json says so, too" in said
+    assert said_at_the_end(out)["outcome"] == "stopped"
+    assert audit(str(out)).ok
+    # Stuck where Python's own handlers have no turn, it still hears the second Ctrl-C.
+    process = start(out, flags, hang=f"0:{count(out) + 9}:sleeping:{tmp_path / 'stuck'}")
+    while not (tmp_path / "stuck").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == INTERRUPTED, said
+    assert "SIGINT: stopping after this step" in said
+    assert "SIGINT again: ended at once" in said
+    assert not (out / "exit.json").exists(), "nothing was left to say"
+    assert "goodput" in finish(out, flags)
+    assert said_at_the_end(out) | {"time": 0} == {
+        "outcome": "done",
+        "code": 0,
+        "reason": "all 2 epochs are done",
+        "rank": 0,
+        "time": 0,
+    }
+    assert outcome(out) == outcome(whole)
+    assert_proved(out)
+
+
+def test_one_of_three_hangs_then_one_is_lost_then_there_are_two(flags: list[str], whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    flags = [*flags, "--hang-minutes", str(HANG_MINUTES)]
+    began = time.monotonic()
+    process = start(out, flags, processes=3, hang=f"1:24:sleeping:{tmp_path / 'stuck'}")
+    while not (tmp_path / "stuck").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+        began = time.monotonic()
+    _, said = process.communicate(timeout=60)
+    # The rule: so many minutes, and a tenth, or 5 s, for all to say where they are; the launcher takes another 5 s.
+    assert time.monotonic() - began < 60 * HANG_MINUTES + 5 + 5 + 5, said
+    assert process.returncode == AGAIN, said
+    assert said_at_the_end(out)["outcome"] == "hang"
+    (folder,) = (out / "stacks").iterdir()
+    stacks = {file.name: file.read_text() for file in folder.iterdir()}
+    assert sorted(stacks) == ["rank0.txt", "rank1.txt", "rank2.txt"]
+    assert "in stuck" in stacks["rank1.txt"]
+    assert "in stuck" not in stacks["rank0.txt"] + stacks["rank2.txt"]
+    for text in stacks.values():
+        assert "last keys: utt" in text
+
+    process = start(out, flags, processes=3)
+    wait_for(out, 60, process)
+    psutil.Process(process.pid).children()[2].kill()
+    _, said = process.communicate(timeout=60)
+    assert "is gone" in said
+    assert "Traceback" not in said
+    assert said_at_the_end(out)["outcome"] == "lost"
+    assert said_at_the_end(out)["code"] == AGAIN
+
+    finish(out, flags, processes=2)
+    assert_proved(out)
+    assert steps(out) == steps(whole)
+
+
+def test_one_that_holds_the_interpreter_is_ended_from_outside(flags: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    stuck = f"0:12:holding:{tmp_path / 'stuck'}"
+    process = start(out, [*flags, "--hang-minutes", "0.02"], hang=stuck)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1, said
+    (text,) = [file.read_text() for file in (out / "stacks").glob("*/rank0.txt")]
+    assert "Timeout" in text
+    assert "hanging.py" in text
+    finish(out, flags)
+    assert_proved(out)
+
+
+def test_the_others_end_with_the_error_of_one(tmp_path: Path) -> None:
+    data = pack_speech(tmp_path / "src", 12, codecs=("wav",), seconds=(0.3, 0.5), shard_samples=6)
+    shard = data / "shard-000001.tar"
+    content = bytearray(shard.read_bytes())
+    content[5000] ^= 0xFF
+    shard.write_bytes(content)
+    out = tmp_path / "run"
+    process = start(out, [*FLAGS, "--data", str(data), "--epochs", "1", "--batch-size", "1"], processes=2)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1, said
+    assert "Traceback" not in said
+    assert said.count("utt00006") == 2, "each says what has ended it"
+    assert "of the run has ended it" in said
+    assert said_at_the_end(out)["outcome"] == "failed"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """24 MB, where one may be mounted: room for a run's first checkpoints."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", place], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no small disk to fill: {done.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_full_disk_ends_it_and_with_room_it_goes_on(flags: list[str], whole: Path, small_disk: Path) -> None:
+    out, filler = small_disk / "run", small_disk / "filler"
+    process = start(out, [*flags, "--keep", "1"])
+    wait_for(out, 12, process)
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while file.write(b"\0" * 65536):
+                pass
+        except OSError:
+            pass
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1, said
+    assert "left. Make room" in said or "No space left" in said, said
+    found = audit(str(out))
+    assert found.ok, found.faults
+    filler.unlink()
+    finish(out, [*flags, "--keep", "1"])
+    assert_proved(out)
+    assert outcome(out) == outcome(whole)
