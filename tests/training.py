@@ -52,17 +52,23 @@ def one_thread() -> Iterator[None]:
 
 
 def start(
-    out: Path, flags: list[str], *, processes: int = 1, torchrun: bool = False, hang: str | None = None
+    out: Path,
+    flags: list[str],
+    *,
+    processes: int = 1,
+    torchrun: bool = False,
+    restarts: int = 0,
+    hang: str | None = None,
 ) -> subprocess.Popen[str]:
     """A run in processes of its own, one thread each, so that the same work is the same bits.
 
-    hang: what tests/hanging.py takes.
+    restarts: how often torchrun starts the processes again when one has ended. hang: what tests/hanging.py takes.
     """
     program = ["-m", "shardpipe.train"] if hang is None else [str(Path(__file__).with_name("hanging.py"))]
     command = [sys.executable, *program]
     if torchrun:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--log-dir", f"{out}-torchrun"]
-        command = [*launcher, "--nproc-per-node", str(processes), *program]
+        command = [*launcher, "--nproc-per-node", str(processes), "--max-restarts", str(restarts), *program]
     elif processes > 1:
         command = [sys.executable, str(Path(__file__).with_name("launch.py")), str(processes), *program]
     environment = {

@@ -13,7 +13,7 @@ from shardpipe.errors import ConfigError, ShardpipeError
 from shardpipe.train.compat import leave_group
 from shardpipe.train.config import TrainConfig
 from shardpipe.train.ending import ending_of, stopping
-from shardpipe.train.engines import World
+from shardpipe.train.engines import World, join_group
 from shardpipe.train.logs import Display
 from shardpipe.train.loop import train
 
@@ -68,10 +68,9 @@ def _device(config: TrainConfig, local_rank: int) -> torch.device:
 def _world(config: TrainConfig, rank: int, size: int, device: torch.device) -> Iterator[World]:
     backend = "nccl" if device.type == "cuda" else "gloo"
     if size > 1:
-        # torchrun has put the address of the meeting point into the environment, where torch looks for it.
         # Its own patience is to end after that of the watchdog, which says more.
         minutes = config.hang_minutes
-        dist.init_process_group(backend, timeout=None if minutes is None else timedelta(minutes=30 + 2 * minutes))
+        join_group(backend, None if minutes is None else timedelta(minutes=30 + 2 * minutes))
     elif config.engine == "fsdp":  # it asks for a group of one, too
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     try:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+import random
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from shardpipe import ShardLoader
 from shardpipe.train.audit import audit
 from shardpipe.train.cli import main
 from shardpipe.train.ending import AGAIN
 from shardpipe.train.ending.exits import INTERRUPTED
 from tests.speech import pack_speech
-from tests.training import FLAGS, count, finish, kill_at, markers, one_thread, outcome, start, steps
+from tests.training import FLAGS, count, events, finish, kill_at, markers, one_thread, outcome, start, steps
 
 SAMPLES = 48
 HANG_MINUTES = 0.05
@@ -180,11 +183,8 @@ def test_a_full_disk_ends_it_and_with_room_it_goes_on(flags: list[str], whole: P
     out, filler = small_disk / "run", small_disk / "filler"
     process = start(out, [*flags, "--keep", "1"])
     wait_for(out, 12, process)
-    with filler.open("wb", buffering=0) as file:
-        try:
-            while file.write(b"\0" * 65536):
-                pass
-        except OSError:
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(b"\0" * 65536):
             pass
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1, said
@@ -195,3 +195,120 @@ def test_a_full_disk_ends_it_and_with_room_it_goes_on(flags: list[str], whole: P
     finish(out, [*flags, "--keep", "1"])
     assert_proved(out)
     assert outcome(out) == outcome(whole)
+
+
+def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The processes of the run that a launcher has started, by their ranks."""
+    found = [child for child in psutil.Process(process.pid).children(recursive=True) if "RANK" in child.environ()]
+    return sorted(found, key=lambda child: int(child.environ()["RANK"]))
+
+
+def test_torchrun_goes_on_by_itself_when_a_process_is_lost(flags: list[str], whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = start(out, flags, processes=2, torchrun=True, restarts=1)
+    wait_for(out, 24, process)
+    workers(process)[1].kill()
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert "is gone" in said
+    assert len(events(out, "resume")) == 1
+    assert said_at_the_end(out)["outcome"] == "done"
+    assert_proved(out)
+    assert steps(out) == steps(whole)
+
+
+FAULTS = ("kill", "term", "usr1", "interrupt", "hang", "lost", "elastic", "frozen", "full")
+
+
+class Faults:
+    """One run, ended again and again in ways that are drawn."""
+
+    def __init__(self, out: Path, flags: list[str], seed: int, marker: Path) -> None:
+        self.out, self.flags, self.marker = out, [*flags, "--hang-minutes", "0.1"], marker
+        self.draw = random.Random(seed)
+        self.filler = out.parent / "filler"
+
+    def once(self, fault: str) -> None:
+        """Starts it on one to three processes and ends it by a fault, soon or after some steps."""
+        alone = fault in ("interrupt", "full")
+        number = 1 if alone else self.draw.randint(2, 3) if fault in ("lost", "elastic", "frozen") else 0
+        number = number or self.draw.randint(1, 3)
+        how: dict[str, Any] = {"processes": number}
+        if fault == "elastic":
+            how |= {"torchrun": True, "restarts": 1}
+        if fault == "hang":
+            self.marker.unlink(missing_ok=True)
+            how["hang"] = (
+                f"{self.draw.randrange(number)}:{count(self.out) + self.draw.randint(0, 12)}:sleeping:{self.marker}"
+            )
+        process = start(self.out, self.flags, **how)
+        self._wait(process, count(self.out) + self.draw.randint(1, 15))
+        if process.poll() is None:
+            time.sleep(self.draw.uniform(0, 0.3))
+            self._do(fault, process)
+        try:
+            process.communicate(timeout=90)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it did not end after the fault {fault!r}") from None
+        finally:
+            self.filler.unlink(missing_ok=True)
+
+    def _do(self, fault: str, process: subprocess.Popen[str]) -> None:
+        ranks = workers(process) or [psutil.Process(process.pid)]
+        if fault == "kill":
+            for rank in ranks:
+                rank.kill()
+            process.kill()
+        elif fault in ("term", "usr1"):
+            process.send_signal(signal.SIGTERM if fault == "term" else signal.SIGUSR1)
+        elif fault == "interrupt":
+            process.send_signal(signal.SIGINT)
+            time.sleep(self.draw.uniform(0.001, 0.05))
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+        elif fault in ("lost", "elastic"):
+            self.draw.choice(ranks).kill()
+            if fault == "elastic":
+                self._wait(process, count(self.out) + 6)
+                process.terminate()
+        elif fault == "frozen":
+            self.draw.choice(ranks).suspend()  # its launcher ends it when the others have ended
+        elif fault == "full":
+            with self.filler.open("wb", buffering=0) as file, suppress(OSError):
+                while file.write(b"\0" * 65536):
+                    pass
+
+    def _wait(self, process: subprocess.Popen[str], samples: int) -> None:
+        until = time.monotonic() + 40
+        while count(self.out) < samples and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.02)
+
+
+@pytest.mark.soak
+def test_two_hundred_faults_on_one_run(data: Path, flags: list[str], small_disk: Path, tmp_path: Path) -> None:
+    seed, out = random.randrange(10**6), small_disk / "run"
+    print("the faults are drawn from", seed)
+    flags = [*flags, "--keep", "1"]
+    faults = Faults(out, [*flags, "--epochs", "100000"], seed, tmp_path / "stuck")
+    for number in range(200):
+        fault = faults.draw.choice(FAULTS)
+        faults.once(fault)
+        if out.exists() and list(out.glob("keys-rank*.jsonl")):
+            found = audit(str(out))
+            assert found.ok, (number, fault, found.faults)
+            print(number, fault, found.saved_at, len(found.epochs))
+    epochs = audit(str(out)).saved_at // SAMPLES + 1
+    print(finish(out, [*flags, "--epochs", str(epochs)]))
+    assert_proved(out, epochs)
+    loader = ShardLoader(
+        data, batch_size=1, batches_per_step=3, sub_epochs=2, seed=3, window=8, lanes=2, rank=0, world_size=1
+    )
+    expected: dict[int, list[list[str]]] = {}
+    batches: list[list[str]] = []
+    while loader.consumed_samples < epochs * SAMPLES:
+        for batch in loader:
+            batches.append(list(batch.keys))
+            if batch.ends_step:
+                expected[batch.consumed_samples] = sorted(batches)
+                batches = []
+    assert steps(out) == expected

@@ -29,7 +29,7 @@ Outcome = Literal["done", "part", "stopped", "hang", "lost", "failed"]
 lost: another process was gone. failed: an error."""
 
 _COLLECTIVE = re.compile(r"gloo/transport|\bNCCL\b")
-_PLACE_IN_C = re.compile(r"^\[[^]]*\] ")
+_OF_GLOO = re.compile(r"gloo/transport[^]]*\] (.*?)\)?(?:\. |$)", re.MULTILINE)
 _SEEN_WITHIN = 3.0
 """Seconds in which one process sees what another has written, on a file system that they share."""
 
@@ -110,8 +110,9 @@ def ending_of(error: Exception, said: ExitFile | None = None) -> Exception:
     found, until = None, time.monotonic() + _SEEN_WITHIN
     while said is not None and (found := said.read()) is None and time.monotonic() < until:
         time.sleep(0.1)
-    line = (str(lost).splitlines() or [type(lost).__name__])[0]
-    return LostProcess(found, _PLACE_IN_C.sub("", line).partition(". ")[0])
+    text = str(lost)
+    match = _OF_GLOO.search(text)
+    return LostProcess(found, match[1] if match else (text.splitlines() or [type(lost).__name__])[0])
 
 
 def exit_code_of(error: Exception) -> int:

@@ -127,11 +127,11 @@ class Watchdog:
         os._exit(AGAIN)
 
     def _silent(self) -> list[int]:
-        """Processes that have not said where they are."""
+        """The other processes that have not said where they are."""
         said = set()
         with suppress(OSError):
             said = {file.name for file in self._folder.iterdir() if file.stat().st_size}
-        return [rank for rank in range(self._size) if f"rank{rank}.txt" not in said]
+        return [rank for rank in range(self._size) if rank != self._rank and f"rank{rank}.txt" not in said]
 
 
 def _tell(rank: int, what: str) -> None:

@@ -51,6 +51,7 @@ class Goodput:
         if folder is not None:
             self._before = _history(folder / _FILE, consumed_samples, now=began)
         self._offset = time.time() - time.monotonic() - began  # the clock may be set meanwhile
+        self._opened = False
         self._aside = 0.0
         self._noted = -_NOTED_AFTER
         self._write(consumed_samples, began=began)
@@ -58,13 +59,16 @@ class Goodput:
     def opened(self) -> None:
         """The start ends here, and training begins."""
         self._spent["start"] = self._aside = self._elapsed
+        self._opened = True
 
     @contextmanager
     def spending(self, kind: str) -> Iterator[None]:
         """Around what is not training."""
         began = time.monotonic()
-        yield
-        self.spend(kind, time.monotonic() - began)
+        try:
+            yield
+        finally:
+            self.spend(kind, time.monotonic() - began)
 
     def spend(self, kind: str, seconds: float) -> None:
         """Time that went into something else than steps that count."""
@@ -79,7 +83,7 @@ class Goodput:
     @property
     def seconds(self) -> dict[str, float]:
         """All that has passed since the run began, by kind."""
-        spent = self._spent | {"steps": max(0.0, self._elapsed - self._aside)}
+        spent = self._so_far()
         return {kind: round(self._before.get(kind, 0.0) + seconds, 3) for kind, seconds in spent.items()}
 
     @property
@@ -103,13 +107,17 @@ class Goodput:
         """Since this start began."""
         return time.monotonic() + self._offset
 
+    def _so_far(self) -> dict[str, float]:
+        """What this start has spent: steps are what nothing else was."""
+        rest = "steps" if self._opened else "start"
+        return self._spent | {rest: max(0.0, self._elapsed - self._aside)}
+
     def _write(self, consumed_samples: int, **more: float) -> None:
         self._noted = time.monotonic()
         if self._file is None:
             return
-        spent = self._spent | {"steps": max(0.0, self._elapsed - self._aside)}
         # What no time has gone into is not worth its bytes.
-        known = {kind: round(seconds, 3) for kind, seconds in spent.items() if seconds}
+        known = {kind: round(seconds, 3) for kind, seconds in self._so_far().items() if seconds}
         line = {"consumed_samples": consumed_samples, "time": round(self._began + self._elapsed, 3), **more}
         self._file.write({**line, "spent": known})
 
