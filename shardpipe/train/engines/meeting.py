@@ -23,7 +23,7 @@ def join_group(backend: str, timeout: timedelta | None) -> None:
     there is nothing yet. `timeout` is that of all that they do together; None has torch's own.
     """
     options: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
-    store, rank, size = next(dist.rendezvous("env://", **options))  # type: ignore[attr-defined,no-untyped-call]
+    store, rank, size = next(dist.rendezvous("env://", **options))  # type: ignore[attr-defined]
     name = _lead(store, size) if rank == 0 else _follow(store, rank)
     store = dist.PrefixStore(name, store)  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
