@@ -17,7 +17,7 @@ from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentParser  # type: 
 
 from shardpipe.errors import ShardpipeError
 from shardpipe.train.config import TrainConfig
-from shardpipe.train.ending import exit_code_of
+from shardpipe.train.ending import exit_code_of, leaving
 
 __all__ = ["main"]
 
@@ -50,11 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     try:
         config = TrainConfig(**settings)
-        _check_installed()
-        # torch, which all of this needs, takes seconds to import: too long for --help and a misspelt flag.
-        from shardpipe.train.job import run_job
+        with leaving():
+            _check_installed()
+            # torch, which all of this needs, takes seconds to import: too long for --help and a misspelt flag.
+            from shardpipe.train.job import run_job
 
-        return run_job(config, rank=rank, local_rank=local_rank, world_size=world_size, began=began)
+            return run_job(config, rank=rank, local_rank=local_rank, world_size=world_size, began=began)
     except ShardpipeError as error:
         return _failed(error, f" (rank {rank})" if rank else "")
 

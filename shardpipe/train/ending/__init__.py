@@ -6,7 +6,7 @@ exits       what the process says to whoever starts it again: exit codes, and ex
 """
 
 from shardpipe.train.ending.exits import AGAIN, BAD_SETTINGS, FAILED, ExitFile, Outcome, ending_of, exit_code_of
-from shardpipe.train.ending.signals import Stop, stopping
+from shardpipe.train.ending.signals import Stop, leaving, stopping
 from shardpipe.train.ending.watchdog import Watchdog, stacks_folder
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Watchdog",
     "ending_of",
     "exit_code_of",
+    "leaving",
     "stacks_folder",
     "stopping",
 ]

@@ -9,11 +9,11 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
-from shardpipe.train.ending.exits import INTERRUPTED
+from shardpipe.train.ending.exits import AGAIN, INTERRUPTED
 
-__all__ = ["Stop", "stopping"]
+__all__ = ["Stop", "leaving", "stopping"]
 
 _ASKS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -52,26 +52,35 @@ class Stop:
 
 @contextmanager
 def stopping(say: Callable[[str], None], minutes: float | None) -> Iterator[Stop]:
-    """Has SIGTERM, SIGINT and SIGUSR1 ask for a stop and do nothing else meanwhile. For the main thread.
-
-    They are received in a thread: the main one may be waiting where Python's own handlers have no turn.
-    """
+    """Has SIGTERM, SIGINT and SIGUSR1 ask for a stop and do nothing else meanwhile. For the main thread."""
     stop = Stop(say, minutes)
+    with _received(stop.receive):
+        yield stop
+
+
+def leaving() -> AbstractContextManager[None]:
+    """Has the same signals end this process, to be started again, while there is nothing yet to save."""
+    return _received(lambda _: os._exit(AGAIN))
+
+
+@contextmanager
+def _received(receive: Callable[[int], object]) -> Iterator[None]:
+    """Has a thread receive the signals: the main one may be waiting where Python's own handlers have no turn."""
     ours, systems = socket.socketpair()
     systems.setblocking(False)
 
-    def receive() -> None:
+    def listen() -> None:
         while numbers := ours.recv(64):
             for number in numbers:
                 if number in _ASKS:
-                    stop.receive(number)
+                    receive(number)
 
-    thread = threading.Thread(target=receive, name="signals", daemon=True)
+    thread = threading.Thread(target=listen, name="signals", daemon=True)
     before = {number: signal.signal(number, lambda *_: None) for number in _ASKS}
     woken = signal.set_wakeup_fd(systems.fileno(), warn_on_full_buffer=False)
     thread.start()
     try:
-        yield stop
+        yield
     finally:
         signal.set_wakeup_fd(woken)
         for number, handler in before.items():

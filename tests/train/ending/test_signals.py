@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from shardpipe.train.ending import stopping
+from shardpipe.train.ending import AGAIN, stopping
 from shardpipe.train.ending.exits import INTERRUPTED
 
 
@@ -50,7 +50,7 @@ def test_the_end_of_its_time_is_no_signal() -> None:
 
 HELD = """
 import ctypes, os, signal, sys, time
-from shardpipe.train.ending import stopping
+from shardpipe.train.ending import AGAIN, stopping
 with stopping(lambda text: print(text, flush=True), None):
     print("ready", flush=True)
     ctypes.CDLL(None).sleep(100)  # lets others run, and returns at a signal
@@ -71,3 +71,16 @@ def test_a_second_ctrl_c_ends_a_process_that_waits_in_a_library() -> None:
         _, said = process.communicate(timeout=10)
     assert process.returncode == INTERRUPTED
     assert "SIGINT again: ended at once" in said
+
+
+LEAVES = HELD.replace("stopping(lambda text: print(text, flush=True), None)", "leaving()").replace(
+    "stopping", "leaving"
+)
+
+
+def test_while_there_is_nothing_to_save_it_ends_a_process_at_once() -> None:
+    with subprocess.Popen([sys.executable, "-c", LEAVES], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGUSR1)
+        assert process.wait(10) == AGAIN
