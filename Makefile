@@ -46,8 +46,8 @@ CORPUS := $(if $(SPEECH),--speech $(SPEECH)) $(if $(WORK),--work $(WORK))
 PEERS := $(wildcard benchmarks/peers/env-*)
 
 bench: bench-env
-	@failed=; for theme in order plan flac loader busy resume remote memory scale service steps checkpoints $(if $(SPEECH),learning); do \
-		case $$theme in order|plan) options=;; scale) options="$(if $(WORK),--work $(WORK))";; *) options="$(CORPUS)";; esac; \
+	@failed=; for theme in order plan flac loader busy resume remote memory scale service steps checkpoints audit $(if $(SPEECH),learning); do \
+		case $$theme in order|plan) options=;; scale|audit) options="$(if $(WORK),--work $(WORK))";; *) options="$(CORPUS)";; esac; \
 		echo "== bench_$$theme.py"; $(BIN)/python benchmarks/bench_$$theme.py $$options || failed="$$failed $$theme"; \
 	done; [ -z "$$failed" ] || { echo "missed a target:$$failed" >&2; exit 1; }
 

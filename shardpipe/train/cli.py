@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     It runs alone, or as one of torchrun's processes, which find their place in RANK, WORLD_SIZE and LOCAL_RANK.
     """
-    began = time.time()
+    began = time.monotonic()
     given = sys.argv[1:] if arguments is None else list(arguments)
     if given and given[0] in _TOOLS:
         return _use_tool(given)

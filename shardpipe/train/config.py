@@ -21,6 +21,7 @@ PrecisionName = Literal["fp32", "bf16", "fp16"]
 
 _BATCH_SIZE = 16
 _GROWTH_MAX = 100
+_HANG_MOST = 10_000
 
 
 def checkpoints_in(run: str) -> str:
@@ -193,6 +194,8 @@ class TrainConfig:
             raise ConfigError("keep_every", self.keep_every, "it must be more than nothing")
         if self.cache_limit is not None and self.cache_dir is None:
             raise ConfigError("cache_bytes", self.cache_bytes, "it needs a cache_dir")
+        if self.hang_minutes is not None and self.hang_minutes > _HANG_MOST:
+            raise ConfigError("hang_minutes", self.hang_minutes, f"it must be {_HANG_MOST} or less, or null for none")
         if self.log_keys and not self.log_samples:
             raise ConfigError("log_keys", True, "they are written beside the samples", fix="Give --log-samples.")
         if self.save_interval.count <= 0:

@@ -78,7 +78,7 @@ def test_checkpoints_load_the_same_tensors(version: Path, run_folder: Path) -> N
     settings = _parser().parse_args(["--data", str(version / "data"), "--out", str(run_folder), *FLAGS]).as_dict()
     del settings["config"]
     world = World(rank=0, size=1, device=torch.device("cpu"))
-    with one_thread(), open_run(TrainConfig(**settings), world, Display(quiet=True), began=time.time()) as run:
+    with one_thread(), open_run(TrainConfig(**settings), world, Display(quiet=True), began=time.monotonic()) as run:
         model_state, optimizer_state = get_state_dict(run.learner.model, run.learner.optimizer)
         found = hashes_of({"model": model_state, "optimizer": optimizer_state})
     saved = expected(version)["tensors"]

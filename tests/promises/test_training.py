@@ -154,7 +154,7 @@ def stopped_after(steps: int | None, config: TrainConfig, device: str) -> int:
     """Trains in this process until that many steps are taken; the exit code."""
     world = World(rank=0, size=1, device=torch.device(device))
     with Display(quiet=True) as display:
-        return train(config, world, display, stop=StopAfter(steps), began=time.time())
+        return train(config, world, display, stop=StopAfter(steps), began=time.monotonic())
 
 
 def stop_at_every_step(data: Path, valid: Path, folder: Path, device: str) -> None:
@@ -204,7 +204,7 @@ def test_asked_while_it_evaluates_it_ends_at_once_and_evaluates_again(
 
     with monkeypatch.context() as patch, Display(quiet=True) as display:
         patch.setattr(Evaluation, "_taken", take)
-        assert train(configs[1], world, display, stop=stop, began=time.time()) == AGAIN
+        assert train(configs[1], world, display, stop=stop, began=time.monotonic()) == AGAIN
     assert [event["set"] for event in events(tmp_path / "run", "valid")] == ["first"]
     (marker,) = markers(tmp_path / "run").values()
     assert not marker["progress"]["evaluated"]

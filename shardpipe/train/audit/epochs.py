@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Epoch"]
+__all__ = ["Epoch", "Ordinals"]
 
 Ordinals = npt.NDArray[np.int64]
 
 _AT_ONCE = 1 << 16
+_NAMED = 100
 
 
 @dataclass(kw_only=True)
@@ -19,12 +20,12 @@ class Epoch:
     """The account of one epoch of a dataset: a byte a sample, set when it has come."""
 
     number: int
+    dataset: str
+    """Its fingerprint."""
     size: int
     """Samples of the dataset."""
-    began: int = 0
-    """The count of consumed samples within the epoch at which this account begins."""
     reached: int = 0
-    """And up to which it goes."""
+    """The count of consumed samples within the epoch up to which this account goes."""
     excluded: int = 0
     """Samples that are said to have been left out for their length."""
     elsewhere: int = 0
@@ -35,10 +36,10 @@ class Epoch:
     def __post_init__(self) -> None:
         self._came = np.zeros(self.size, np.bool_)
         self._held: list[int] = []
-        self.again: set[int] = set()
-        """Ordinals that came more than once."""
-        self.strange: set[int] = set()
-        """Ordinals that the dataset does not have."""
+        self.again: list[int] = []
+        """The first ordinals that came more than once."""
+        self.strange: list[int] = []
+        """The first ordinals that the dataset does not have."""
 
     def add(self, samples: list[int], unreadable: list[int], left_out: list[int]) -> None:
         """Samples came, in any order."""
@@ -48,10 +49,6 @@ class Epoch:
         self.left_out += left_out
         if len(self._held) >= _AT_ONCE:
             self._settle()
-
-    @property
-    def complete(self) -> bool:
-        return self.reached == self.size
 
     @property
     def came(self) -> int:
@@ -68,8 +65,8 @@ class Epoch:
         ordinals = np.array(self._held, np.int64)
         self._held.clear()
         there = ordinals < self.size
-        self.strange.update(ordinals[~there].tolist())
+        self.strange += ordinals[~there][: _NAMED - len(self.strange)].tolist()
         ordinals = ordinals[there]
         found, times = np.unique(ordinals, return_counts=True)
-        self.again.update(found[(times > 1) | self._came[found]].tolist())
+        self.again += found[(times > 1) | self._came[found]][: _NAMED - len(self.again)].tolist()
         self._came[found] = True

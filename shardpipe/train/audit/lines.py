@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from heapq import merge
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 
-from shardpipe.store import parsed
+import msgspec
+
+from shardpipe.store import Count, parsed
 from shardpipe.train.logs import KeyLine, chain_of, follows, key_logs
 
 __all__ = ["Lines", "Logged", "steps_of"]
@@ -24,6 +27,11 @@ class Logged:
     number: int
     line: KeyLine
 
+    @property
+    def where(self) -> str:
+        """For messages."""
+        return f"keys-rank{self.rank}.jsonl, line {self.number}"
+
 
 @dataclass
 class Lines:
@@ -32,8 +40,6 @@ class Lines:
     folder: Path
     fault: Callable[[str], None]
     bytes: int = 0
-    without_checksum: int = 0
-    """Lines by versions that wrote none, and no numbers of samples either."""
 
     def read(self) -> Iterator[Logged]:
         """Those of all processes, ascending by count; the main process's first."""
@@ -42,13 +48,17 @@ class Lines:
 
     def _of(self, rank: int, path: Path) -> Iterator[Logged]:
         chain, chained, count = 0, False, 0
-        with path.open("rb") as file:
+        with ExitStack() as stack:
+            try:
+                file = stack.enter_context(path.open("rb"))
+            except OSError as error:
+                self.fault(f"{path.name}: it cannot be read ({error.strerror})")
+                return
             for number, text in enumerate(file, 1):
                 where = f"{path.name}, line {number}"
                 if not text.endswith(b"\n"):
                     return  # of a run that is under way, or was killed
-                if chain_of(text) is None and not chained:
-                    self.without_checksum += 1
+                if not chained and _is_old(text):
                     continue
                 if not follows(text, chain):
                     self.fault(f"{where}: it does not follow on the line before: one was removed, doubled or changed")
@@ -64,6 +74,22 @@ class Lines:
                     continue
                 count = line.consumed_samples
                 yield Logged(count, rank, number, line)
+
+
+class _OldLine(msgspec.Struct, forbid_unknown_fields=True):
+    """Of a version that wrote neither numbers of samples nor checksums."""
+
+    consumed_samples: Count
+    epoch: Count
+    keys: list[str]
+
+
+def _is_old(text: bytes) -> bool:
+    try:
+        parsed(text, _OldLine)
+    except ValueError:
+        return False
+    return True
 
 
 def steps_of(lines: Iterator[Logged]) -> Iterator[tuple[int, list[Logged]]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -15,56 +16,62 @@ __all__ = ["Names"]
 
 
 class Names:
-    """Of one dataset; without its index, or with that of another one, samples are known by their ordinals alone."""
+    """Of one dataset; without its index, or with that of another one, samples are known by their ordinals alone. It is
+    opened when the first one is to be named.
+    """
 
-    def __init__(self, data: object, fingerprint: str | None, schemes: str = "") -> None:
-        self._index: Index | None = None
+    def __init__(self, data: object, fingerprint: str, schemes: object) -> None:
+        self.fingerprint = fingerprint
+        self._data = data
+        self._schemes = schemes.split(",") if isinstance(schemes, str) and schemes else ()
         self.reason = "the run's settings name no dataset"
         """Why there is no index."""
-        if isinstance(data, str):
-            try:
-                index = Index.load(data, schemes=schemes.split(",") if schemes else ())
-            except ShardpipeError as error:
-                self.reason = str(error)
-                return
-            if index.fingerprint == fingerprint:
-                self._index = index
-                self._starts = np.concatenate([[0], np.cumsum(index.counts)])
-            else:
-                self.reason = f"what lies in {data} now is another dataset"
 
-    def __bool__(self) -> bool:
-        return self._index is not None
+    @cached_property
+    def _index(self) -> Index | None:
+        if not isinstance(self._data, str):
+            return None
+        try:
+            index = Index.load(self._data, schemes=self._schemes)
+        except ShardpipeError as error:
+            self.reason = str(error)
+            return None
+        if index.fingerprint == self.fingerprint:
+            return index
+        self.reason = f"what lies in {self._data} now is another dataset"
+        return None
+
+    @cached_property
+    def _starts(self) -> npt.NDArray[np.int64]:
+        """The first ordinal of each shard, and that after the last."""
+        assert self._index is not None
+        return np.concatenate([[0], np.cumsum(self._index.counts)])
 
     def name(self, ordinal: int) -> str:
         """The ordinal and, if it can be found, the key."""
         if self._index is not None and 0 <= ordinal < self._index.num_samples:
-            shard = self._shard(ordinal)
+            shard = int(np.searchsorted(self._starts, ordinal, side="right")) - 1
             with suppress(ShardpipeError):
                 key = self._index.rows(shard).column("key")[int(ordinal - self._starts[shard])].as_py()
                 return f"{ordinal} ({key})"
         return str(ordinal)
 
-    def names(self, ordinals: Iterable[int], most: int = 10) -> str:
+    def names(self, ordinals: Sequence[int] | npt.NDArray[np.int64], most: int = 10) -> str:
         """The first few, by name."""
-        known = list(ordinals)
-        more = f" and {len(known) - most:,} more" if len(known) > most else ""
-        return ", ".join(self.name(ordinal) for ordinal in known[:most]) + more
+        more = f" and {len(ordinals) - most:,} more" if len(ordinals) > most else ""
+        return ", ".join(self.name(int(ordinal)) for ordinal in ordinals[:most]) + more
 
-    def lengths(self, ordinals: npt.NDArray[np.int64]) -> np.ndarray | None:
-        """Seconds of each, float64; None if they cannot be read."""
-        if self._index is None:
+    def lengths(self, ordinals: npt.NDArray[np.int64]) -> npt.NDArray[np.float64] | None:
+        """Seconds of each of some ascending ordinals; None if they cannot be read."""
+        if self._index is None or (len(ordinals) and int(ordinals[-1]) >= self._index.num_samples):
             return None
         seconds = np.empty(len(ordinals))
-        shards = np.searchsorted(self._starts, ordinals, side="right") - 1
+        edges = np.searchsorted(ordinals, self._starts)
         try:
-            for shard in np.unique(shards).tolist():
-                here = shards == shard
+            for shard in np.flatnonzero(np.diff(edges)).tolist():
+                here = slice(edges[shard], edges[shard + 1])
                 seconds[here] = self._index.seconds(shard)[ordinals[here] - self._starts[shard]]
         except ShardpipeError as error:
             self.reason = str(error)
             return None
         return seconds
-
-    def _shard(self, ordinal: int) -> int:
-        return int(np.searchsorted(self._starts, ordinal, side="right")) - 1

@@ -40,7 +40,7 @@ class EpochFound:
     excluded: int
     """Left out for their length."""
     excluded_ordinals: list[int] | None
-    """None of an epoch that is not over, or not all in the logs."""
+    """None of an epoch that is not over, or not all in the logs, and where they are more than 100,000."""
     unreadable: list[int]
     left_out: list[int]
     """Those that came and were too short for their text."""
@@ -54,6 +54,8 @@ class Audit:
 
     run: str
     saved_at: int
+    proved: int
+    """Samples up to there that are in the logs, those left out for their length among them."""
     beyond: int
     """Samples in the logs after that checkpoint: a resume does them again."""
     epochs: list[EpochFound]
@@ -98,11 +100,10 @@ class Audit:
     def _verdict(self) -> str:
         if not self.ok:
             return f"the logs do not prove that every sample came once: {len(self.faults) + self.further_faults} faults"
-        proved = self.saved_at - sum(stretch.until - stretch.since for stretch in self.stretches)
-        if not proved:
-            return "nothing to prove: no checkpoint yet" if not self.saved_at else "the logs hold nothing of this run"
+        if not self.saved_at:
+            return "nothing to prove: no checkpoint yet"
         size = f"; {self.bytes_a_sample:.1f} bytes a sample" if self.bytes_a_sample else ""
-        return f"{proved} samples up to the checkpoint at {self.saved_at}: every one came once an epoch{size}"
+        return f"{self.proved} samples up to the checkpoint at {self.saved_at}: every one came once an epoch{size}"
 
 
 def _row(found: EpochFound) -> tuple[str, ...]:

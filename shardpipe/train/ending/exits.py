@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -35,8 +36,9 @@ _SEEN_WITHIN = 3.0
 
 
 class Exit(msgspec.Struct, frozen=True, kw_only=True):
-    """What exit.json says."""
+    """What exit.json says. `start` is the name of the start whose end it was."""
 
+    start: str
     outcome: Outcome
     code: int
     reason: str
@@ -61,12 +63,14 @@ class LostProcess(ShardpipeError):
 class ExitFile:
     """RUN/exit.json: how the latest start has ended; there is none while one is under way, or was killed.
 
-    The first process to end has the word, for the others end because it does.
+    The first process to end has the word, for the others end because it does. `start` is what all processes of this
+    start call it: what one that was frozen for a while has to say is nothing to a later start.
     """
 
-    def __init__(self, folder: Path, rank: int) -> None:
+    def __init__(self, folder: Path, rank: int, start: str) -> None:
         self.path = folder / "exit.json"
         self._rank = rank
+        self._start = start
 
     def clear(self) -> None:
         """Removes that of the start before."""
@@ -76,15 +80,27 @@ class ExitFile:
     def read(self) -> Exit | None:
         """What the first process to end has said; None while none has."""
         try:
-            return parsed(self.path.read_bytes(), Exit)
+            said = parsed(self.path.read_bytes(), Exit)
         except (OSError, ValueError):
             return None
+        return said if said.start == self._start else None
 
     def write(self, outcome: Outcome, code: int, reason: str) -> None:
         """Says it, unless another process has. A disk that does not take it changes nothing: there is the code."""
-        said = Exit(outcome=outcome, code=code, reason=reason, rank=self._rank, time=time.time())
-        with suppress(OSError), self.path.open("x") as file:
-            file.write(json.dumps(msgspec.to_builtins(said), ensure_ascii=False) + "\n")
+        if self.read() is not None:
+            return
+        said = Exit(start=self._start, outcome=outcome, code=code, reason=reason, rank=self._rank, time=time.time())
+        own = self.path.with_name(f".exit-{self._rank}.json")
+        with suppress(OSError):
+            try:
+                own.write_text(json.dumps(msgspec.to_builtins(said), ensure_ascii=False) + "\n")
+                try:
+                    os.link(own, self.path)  # whole, and if there is none
+                except OSError:
+                    if self.read() is None:  # that of another start, or a disk without links
+                        own.replace(self.path)
+            finally:
+                own.unlink(missing_ok=True)
 
     @contextmanager
     def telling(self) -> Iterator[None]:

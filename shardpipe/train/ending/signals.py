@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 from shardpipe.train.ending.exits import AGAIN, INTERRUPTED
 
@@ -43,7 +43,8 @@ class Stop:
         """A signal has come. Nothing waits for a second Ctrl-C."""
         self._interrupts += number == signal.SIGINT
         if self._interrupts > 1:
-            os.write(2, b"SIGINT again: ended at once; the run goes on from its last checkpoint\n")
+            with suppress(OSError):  # nobody may be listening any more
+                os.write(2, b"SIGINT again: ended at once; the run goes on from its last checkpoint\n")
             os._exit(INTERRUPTED)
         if not self._asked:
             self._asked = True

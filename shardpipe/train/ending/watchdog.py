@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import secrets
 import threading
 import time
 from collections.abc import Sequence
@@ -17,11 +18,13 @@ __all__ = ["Watchdog", "stacks_folder"]
 
 _LOOKS_MOST = 5.0
 _GRACE_LEAST = 5.0
+_ASIDE_LEAST = 300.0
 _KEYS_SHOWN = 64
 
 
 def stacks_folder(run: Path) -> Path:
-    """Makes a folder for the stacks of a start, and removes those that no start has put any in. For the main process.
+    """Makes a folder for the stacks of a start, by whose name it is known, and removes those that no start has put any
+    in. For the main process.
 
     A disk that does not take it leaves the watchdog without a place; it then tells standard error alone.
     """
@@ -32,15 +35,16 @@ def stacks_folder(run: Path) -> Path:
                 for file in old.iterdir():
                     file.unlink()
                 old.rmdir()
-    folder = every / datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    folder = every / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 class Watchdog:
-    """Watches that this process gets on: if no batch has been taken and no step has ended for `minutes`, it writes the
-    stacks of its threads and the keys of its last batch into `folder`/rank<r>.txt and ends, with exit code AGAIN.
+    """Watches that this process gets on: if no batch has been taken and no step has ended for `minutes` (5 at least
+    while the run is opened and wound up), it writes the stacks of its threads and the keys of its last batch into
+    `folder`/rank<r>.txt and ends, with exit code AGAIN.
 
     All processes do, for the first one that is late says so in exit.json, where the others look. It waits for them to
     have written theirs, a tenth of the time at most (5 s at least). A process whose interpreter is held by a library
@@ -53,8 +57,9 @@ class Watchdog:
         self._seconds = None if minutes is None else 60 * minutes
         self._folder = folder
         self._rank, self._size = ranks
-        self._said = said
-        self._seen, self._doing, self._keys = time.monotonic(), "opening the run", list[str]()
+        self.said = said
+        self._seen, self._doing, self._keys = time.monotonic(), "the opening of the run", list[str]()
+        self._trains = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._file = 2  # standard error
@@ -80,13 +85,18 @@ class Watchdog:
                 self._folder.rmdir()  # by the last one
                 self._folder.parent.rmdir()
 
-    def saw(self, doing: str, keys: Sequence[str] = ()) -> None:
-        """Something has ended, and this begins, with these samples."""
-        self._doing, self._keys, self._seen = doing, list(keys), time.monotonic()
+    def saw(self, doing: str, keys: Sequence[str] = (), *, trains: bool = True) -> None:
+        """Something has ended, and this begins, with these samples; if not `trains`, it is none of many alike."""
+        self._doing, self._keys, self._seen, self._trains = doing, list(keys), time.monotonic(), trains
 
     @property
     def _own(self) -> Path:
         return self._folder / f"rank{self._rank}.txt"
+
+    @property
+    def _limit(self) -> float:
+        assert self._seconds is not None
+        return self._seconds if self._trains else max(self._seconds, _ASIDE_LEAST)
 
     def _watch(self) -> None:
         assert self._seconds is not None
@@ -94,14 +104,14 @@ class Watchdog:
         looks = min(self._seconds / 20, _LOOKS_MOST)
         while True:
             # Set anew as long as this thread has its turns.
-            faulthandler.dump_traceback_later(self._seconds + grace, exit=True, file=self._file)
+            faulthandler.dump_traceback_later(self._limit + grace / 2, exit=True, file=self._file)
             if self._ended.wait(looks):
                 return
-            if (late := time.monotonic() - self._seen) > self._seconds:
+            if (late := time.monotonic() - self._seen) > self._limit:
                 what = f"nothing has ended for {late / 60:.2g} minutes, in {self._doing}"
-                self._said.write("hang", AGAIN, f"{what}; see {self._folder}")
+                self.said.write("hang", AGAIN, f"{what}; see {self._folder}")
                 self._end(what, grace)
-            said = self._said.read()
+            said = self.said.read()
             if said is not None and said.outcome == "hang":
                 self._end(f"process {said.rank} hangs; this one is in {self._doing}", grace)
             if said is not None and said.outcome in ("failed", "lost") and said.rank != self._rank:
@@ -112,6 +122,7 @@ class Watchdog:
                 os._exit(said.code)
 
     def _end(self, what: str, grace: float) -> None:
+        faulthandler.dump_traceback_later(2 * grace, exit=True, file=self._file)  # should a disk hang as well
         keys = ", ".join(self._keys[:_KEYS_SHOWN]) or "none"
         now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
         text = f"{now} UTC, process {self._rank} of {self._size}: {what}\nlast keys: {keys}\n"
@@ -136,4 +147,5 @@ class Watchdog:
 
 def _tell(rank: int, what: str) -> None:
     """Without any lock that a thread which hangs may hold."""
-    os.write(2, f"shardpipe-train (rank {rank}): {what}\n".encode())
+    with suppress(OSError):
+        os.write(2, f"shardpipe-train (rank {rank}): {what}\n".encode())

@@ -15,11 +15,16 @@ __all__ = ["Display", "duration"]
 _SECONDS_BETWEEN_LINES = 30.0
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Nobody listens any more, as when a terminal is closed: no reason to end, as rich would."""
+
+
 class Display:
     """Shows steps and says things, on standard error; a quiet one (not the main process) shows nothing."""
 
     def __init__(self, *, quiet: bool) -> None:
-        self._console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self._console = _Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._next_line = 0.0
 

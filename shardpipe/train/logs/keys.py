@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from isal.isal_zlib import crc32  # zlib's, several times as fast
@@ -45,7 +45,7 @@ class Basis(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
 
     dataset: str
-    num_samples: Count
+    num_samples: Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
     logged: bool = True
     """False where a start was told to keep no log."""
     since: Count | None = None
@@ -83,7 +83,9 @@ def follows(line: bytes, before: int) -> bool:
 
 def key_logs(folder: Path) -> dict[int, Path]:
     """The key logs in a run's folder by rank, ascending."""
-    found = {path: re.fullmatch(r"keys-rank(\d{1,9})\.jsonl", path.name) for path in folder.glob("keys-rank*.jsonl")}
+    found = {
+        path: re.fullmatch(r"keys-rank(0|[1-9][0-9]{0,8})\.jsonl", path.name) for path in folder.glob("keys-rank*")
+    }
     return dict(sorted((int(match[1]), path) for path, match in found.items() if match))
 
 
@@ -166,14 +168,13 @@ def _backwards(path: Path) -> Iterator[tuple[int, bytes]]:
         return
     with path.open("rb") as file:
         start = end = file.seek(0, os.SEEK_END)
-        held = b""
+        held, last = b"", 0  # what is read from `start` on, and how much of that is still to be given
         while end:
-            while (newline := held.rfind(b"\n", 0, len(held) - 1)) < 0 and start:
-                size = min(start, max(_BLOCK, len(held)))  # doubled, for a line may be long
+            while (newline := held.rfind(b"\n", 0, max(0, last - 1))) < 0 and start:
+                size = min(start, max(_BLOCK, last))  # doubled, for a line may be long
                 start -= size
                 file.seek(start)
-                held = file.read(size) + held
-            line = held[newline + 1 :]
-            yield end, line
-            end -= len(line)
-            held = held[: newline + 1]
+                held, last = file.read(size) + held[:last], size + last
+            yield end, held[newline + 1 : last]
+            end -= last - newline - 1
+            last = newline + 1

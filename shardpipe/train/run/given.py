@@ -62,11 +62,10 @@ class Given:
         excluded: samples that the count went by besides. finite: whether the gradient was.
         """
         if self.log is not None:
-            for line in self._lines:
-                self.log.write(consumed_samples, line)
             facts = ({"excluded": excluded} if excluded else {}) | ({} if finite else {"not_finite": True})
-            if facts:
-                self.log.write(consumed_samples, facts)
+            # First: that the last line is missing can be told by its samples alone.
+            for line in [facts, *self._lines] if facts else self._lines:
+                self.log.write(consumed_samples, line)
         self._lines.clear()
 
     def count_notes(self, count: int) -> None:

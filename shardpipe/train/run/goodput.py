@@ -6,11 +6,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
 from shardpipe.store import Count, parsed
-from shardpipe.train.logs import JsonLines, duration
+from shardpipe.train.logs import JsonLines, cut_back, duration
 
 __all__ = ["Goodput"]
 
@@ -23,38 +24,44 @@ _SHOWN = {
     "lost": "lost work",
     "down": "down",
 }
+_ALL = 1 << 62
 _NOTED_AFTER = 10.0
 """Seconds that a kill may take from the record; they count as down."""
+
+
+_Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e11)]
 
 
 class _Line(msgspec.Struct, kw_only=True):
     """What a start has spent so far, in seconds by kind; the first one of each has `began`."""
 
     consumed_samples: Count
-    time: float
-    began: float | None = None
-    spent: dict[str, float] = {}
+    time: _Seconds
+    began: _Seconds | None = None
+    spent: dict[str, _Seconds] = {}
 
 
 class Goodput:
     """Seconds by kind: `steps` that counted, and what else the time went into. The main process's clock counts.
 
     RUN/times.jsonl is never cut back, for what a resume does again has been spent as well: steps beyond the checkpoint
-    at which a later start goes on, and those without a finite gradient, are lost.
+    at which a later start goes on, and those without a finite gradient, are lost. `began` is the monotonic clock's time
+    at which this start did.
     """
 
     def __init__(self, folder: Path | None, consumed_samples: int, *, began: float) -> None:
         self._before: dict[str, float] = {}
         self._spent = dict.fromkeys(("steps", *_SHOWN), 0.0)
-        self._file = None if folder is None else JsonLines(folder / _FILE)
         self._began = began
+        self._began_time = time.time() - self._elapsed  # people and services set the clock
         if folder is not None:
-            self._before = _history(folder / _FILE, consumed_samples, now=began)
-        self._offset = time.time() - time.monotonic() - began  # the clock may be set meanwhile
+            cut_back(folder / _FILE, _ALL)
+            self._before = _history(folder / _FILE, consumed_samples, now=self._began_time)
+        self._file = None if folder is None else JsonLines(folder / _FILE)
         self._opened = False
         self._aside = 0.0
         self._noted = -_NOTED_AFTER
-        self._write(consumed_samples, began=began)
+        self._write(consumed_samples, began=self._began_time)
 
     def opened(self) -> None:
         """The start ends here, and training begins."""
@@ -105,7 +112,7 @@ class Goodput:
     @property
     def _elapsed(self) -> float:
         """Since this start began."""
-        return time.monotonic() + self._offset
+        return time.monotonic() - self._began
 
     def _so_far(self) -> dict[str, float]:
         """What this start has spent: steps are what nothing else was."""
@@ -118,7 +125,7 @@ class Goodput:
             return
         # What no time has gone into is not worth its bytes.
         known = {kind: round(seconds, 3) for kind, seconds in self._so_far().items() if seconds}
-        line = {"consumed_samples": consumed_samples, "time": round(self._began + self._elapsed, 3), **more}
+        line = {"consumed_samples": consumed_samples, "time": round(self._began_time + self._elapsed, 3), **more}
         self._file.write({**line, "spent": known})
 
 
@@ -131,9 +138,10 @@ def _history(path: Path, consumed_samples: int, *, now: float) -> dict[str, floa
     for text in lines:
         with suppress(ValueError):
             line = parsed(text, _Line)
-            if line.began is not None:
+            if line.began is not None or sum(line.spent.values()) < sum(last.values()):
+                began = line.time if line.began is None else line.began
                 _lose(counted, spent, beyond=line.consumed_samples)
-                spent["down"] = spent.get("down", 0.0) + max(0.0, line.began - last_time)
+                spent["down"] = spent.get("down", 0.0) + max(0.0, began - last_time)
                 last = {}
             for kind, seconds in line.spent.items():
                 if kind == "steps":

@@ -24,7 +24,7 @@ from shardpipe.train.run.doubts import about_texts
 from shardpipe.train.run.goodput import Goodput
 from shardpipe.train.run.records import cut_records, open_records
 from shardpipe.train.run.running import Run
-from shardpipe.train.run.settings import changes, write_settings
+from shardpipe.train.run.settings import changes, checkpoints_of, write_settings
 from shardpipe.train.run.start import Start, find_start
 from shardpipe.train.schedule import Plateau, Schedule
 from shardpipe.train.steps import batches_per_step
@@ -36,7 +36,7 @@ __all__ = ["open_run"]
 @contextmanager
 def open_run(config: TrainConfig, world: World, display: Display, *, began: float) -> Iterator[Run]:
     """Finds where to start, opens the data there, loads the checkpoint, and cuts the records back to it. `began` is the
-    time at which this process did.
+    monotonic clock's time at which this process did.
 
     What the run's folder holds is left as it is until everything has been found to fit.
     """
@@ -44,17 +44,21 @@ def open_run(config: TrainConfig, world: World, display: Display, *, began: floa
         world.from_main(lambda: stack.enter_context(_locked(Path(config.out))))
         if not is_url(place := config.checkpoints_at) and Path(place).resolve().parent != Path(config.out).resolve():
             world.from_main(lambda: stack.enter_context(_locked(Path(place))))
-        exit_file = ExitFile(Path(config.out), world.rank)
+        stacks = world.from_main(lambda: stacks_folder(Path(config.out)))
+        exit_file = ExitFile(Path(config.out), world.rank, start=stacks.name)
+        watchdog = stack.enter_context(Watchdog(config.hang_minutes, stacks, (world.rank, world.size), exit_file))
         world.from_main(exit_file.clear)
         with exit_file.telling():
-            run = _opened(config, world, display, stack, exit_file, began)
-            with run.watchdog:
-                run.goodput.opened()
+            run = _opened(config, world, display, stack, watchdog, began)
+            run.goodput.opened()
+            try:
                 yield run
+            finally:
+                watchdog.saw("the winding up of the run", trains=False)
 
 
 def _opened(
-    config: TrainConfig, world: World, display: Display, stack: ExitStack, exit_file: ExitFile, began: float
+    config: TrainConfig, world: World, display: Display, stack: ExitStack, watchdog: Watchdog, began: float
 ) -> Run:
     checkpoints = Checkpoints(config.checkpoints_at, keep=Keep.of(config))
     start = world.from_main(lambda: find_start(config, checkpoints, display.say))
@@ -72,9 +76,11 @@ def _opened(
         local=config.local,
     )
     valid = {name: _valid_set(config, world, place, loader) for name, place in config.valid_sets.items()}
+    watchdog.saw("the reading of the texts", trains=False)
     world.from_main(lambda: _check_texts(config, loader))
     tokenizer = world.from_main(lambda: _tokenizer(config, start, loader))
     learner = Learner(config, world, tokenizer, loader.sample_rate)
+    watchdog.saw("the loading of the checkpoint", trains=False)
     if start.checkpoint is not None:
         _take_place(start, start.checkpoint, loader, learner, size)
         restore(start.checkpoint, learner.model, learner.optimizer, world)
@@ -91,13 +97,14 @@ def _opened(
         saver.wait()
         saver.written()  # not a checkpoint of the training to come
     changed = world.from_main(lambda: changes(config, start.samples) if start.resumes else {})
-    world.from_main(lambda: _prepare_folder(config, start, checkpoints, tokenizer, display, foreign=foreign))
+    own = world.is_main and start.resumes and (not foreign or _was_own(config, start))
+    world.from_main(lambda: _prepare_folder(config, start, checkpoints, tokenizer, display, foreign=foreign, own=own))
     if world.is_main and start.resumes:
         saver.prune(start.samples)  # a run that was killed may not have come to it
-    recorder, keys = open_records(config, world, start, loader, stack, foreign=foreign)
-    goodput = Goodput(Path(config.out) if world.is_main else None, start.samples, began=began)
+    recorder, keys = open_records(config, world, start, loader, stack, own=own)
+    counted = start.samples if own else 0
+    goodput = Goodput(Path(config.out) if world.is_main else None, counted, began=began)
     stack.callback(goodput.close)
-    stacks = world.from_main(lambda: stacks_folder(Path(config.out)))
     run = Run(
         config=config,
         world=world,
@@ -111,8 +118,8 @@ def _opened(
         recorder=recorder,
         keys=keys,
         goodput=goodput,
-        watchdog=Watchdog(config.hang_minutes, stacks, (world.rank, world.size), exit_file),
-        exit_file=exit_file,
+        watchdog=watchdog,
+        exit_file=watchdog.said,
         total=config.epochs * loader.num_samples,
         batches_per_step=size,
     )
@@ -247,6 +254,11 @@ def _check_texts(config: TrainConfig, loader: ShardLoader) -> None:
         raise ConfigError("data", config.data, "not one of its texts holds a character", fix=fix)
 
 
+def _was_own(config: TrainConfig, start: Start) -> bool:
+    """Whether a checkpoint that lies elsewhere now is from where the run has had its own up to its latest start."""
+    return start.checkpoint is not None and checkpoints_of(config.out).holds(start.checkpoint)
+
+
 def _prepare_folder(
     config: TrainConfig,
     start: Start,
@@ -255,9 +267,10 @@ def _prepare_folder(
     display: Display,
     *,
     foreign: bool,
+    own: bool,
 ) -> None:
     """Makes the run's folder that of a run which has just come to `start`. Where that is another run's checkpoint, none
-    of its own are of its past.
+    of its own are of its past; where it lay elsewhere (`foreign`), it may be its own still.
     """
     folder = Path(config.out)
     with writing(folder):
@@ -267,5 +280,5 @@ def _prepare_folder(
         where = checkpoints.set_aside(aside)
     if aside:
         display.say(f"put aside the checkpoints {', '.join(map(str, aside))}, in {where}")
-    cut_records(folder, start, display.say)
+    cut_records(folder, start, display.say, own=own)
     tokenizer.save(folder / "units.txt")

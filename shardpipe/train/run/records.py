@@ -19,22 +19,26 @@ __all__ = ["cut_records", "open_records"]
 _METRICS = "metrics.jsonl"
 
 
-def cut_records(folder: Path, start: Start, say: Callable[[str], None]) -> None:
-    """Drops what lies beyond the start. For the main process. Raises StoreError."""
+def cut_records(folder: Path, start: Start, say: Callable[[str], None], *, own: bool) -> None:
+    """Drops what lies beyond the start; of key logs all, if what came before is not the run's `own` past. For the main
+    process. Raises StoreError.
+    """
     dropped = {folder / _METRICS: cut_back(folder / _METRICS, start.samples, evaluated=start.evaluated)}
-    dropped |= {path: cut_back_keys(path, start.samples) for path in key_logs(folder).values()}
+    last = start.samples if own else -1
+    dropped |= {path: cut_back_keys(path, last) for path in key_logs(folder).values()}
     for path, lines in dropped.items():
         if lines:
-            say(f"{path.name}: dropped {lines} lines beyond sample {start.samples}")
+            beyond = f"beyond sample {start.samples}" if own or path.name == _METRICS else "of another past"
+            say(f"{path.name}: dropped {lines} lines {beyond}")
 
 
 def open_records(
-    config: TrainConfig, world: World, start: Start, loader: ShardLoader, stack: ExitStack, *, foreign: bool
+    config: TrainConfig, world: World, start: Start, loader: ShardLoader, stack: ExitStack, *, own: bool
 ) -> tuple[Recorder | None, KeyLog | None]:
     """metrics.jsonl, which the main process has, and the key log of each; what its lines mean is written first, unless
     those before them mean the same.
 
-    foreign: whether the run goes on from another one's checkpoint.
+    own: whether what came before the start is the run's own past.
     """
     folder, recorder, log = Path(config.out), None, None
     if world.is_main:
@@ -49,23 +53,19 @@ def open_records(
             basis = Basis(
                 dataset=loader.state_dict()["fingerprint"], num_samples=loader.num_samples, logged=config.log_samples
             )
-            elsewhere = foreign or not start.resumes
-            if (said := _said(basis, before, start.samples, elsewhere=elsewhere)) is not None:
+            if (said := _said(basis, before, start.samples, own=own)) is not None:
                 log.write(start.samples, {"basis": msgspec.to_builtins(said)})
     return recorder, log if config.log_samples else None
 
 
-def _said(basis: Basis, before: tuple[Basis | None, int | None], here: int, *, elsewhere: bool) -> Basis | None:
+def _said(basis: Basis, before: tuple[Basis | None, int | None], here: int, *, own: bool) -> Basis | None:
     """What is to be said of the lines to come, after those `before`; None if nothing is."""
     last, reached = before
-    if not basis.logged:
-        return basis if last is None or last.logged else None
     since = reached or 0
-    if last is None or not last.logged:
-        why = "elsewhere" if elsewhere else "not logged"
-    elif since < here and elsewhere:
-        why = "elsewhere"
-    else:
-        # A gap that nothing explains stays one, for an audit to find.
-        return None if (last.dataset, last.num_samples) == (basis.dataset, basis.num_samples) else basis
-    return msgspec.structs.replace(basis, since=since, why=why) if since < here else basis
+    plain = None if last is None else msgspec.structs.replace(last, since=None, why=None)
+    if own and plain == basis and (since == here or not basis.logged):
+        return None
+    # A gap that nothing explains stays one, for an audit to find.
+    if since < here and (not own or last is None or not last.logged):
+        return msgspec.structs.replace(basis, since=since, why="not logged" if own else "elsewhere")
+    return None if plain == basis else basis

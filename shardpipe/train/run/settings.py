@@ -25,6 +25,7 @@ __all__ = ["changes", "checkpoints_of", "found_at", "last_settings", "limits_of"
 _FILE = "config.yaml"
 _STARTS = "starts"
 _LONGEST = 1 << 20  # bytes
+_DAYS = 1e9  # seconds
 _PLACES = ("data", "out", "valid", "units", "cache_dir", "checkpoints", "init_from", "token_file", "tls_ca")
 _OF_ONE_START = {"out", "resume", "resume_samples", "init_from", "max_sub_epochs", "max_minutes"}
 
@@ -125,9 +126,8 @@ def limits_of(folder: str) -> list[tuple[int, float, float | None, float | None]
     found = []
     for since, until in zip(starts, [*list(starts)[1:], math.inf]):
         settings = last_settings(folder, f"{_STARTS}/{starts[since]}") or {}
-        low, high = (
-            v if isinstance(v := settings.get(n), int | float) else None for n in ("min_seconds", "max_seconds")
-        )
+        limits = (settings.get(name) for name in ("min_seconds", "max_seconds"))
+        low, high = (limit if isinstance(limit, int | float) and 0 <= limit < _DAYS else None for limit in limits)
         found.append((since, until, low, high))
     return found
 

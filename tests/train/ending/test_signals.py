@@ -50,7 +50,7 @@ def test_the_end_of_its_time_is_no_signal() -> None:
 
 HELD = """
 import ctypes, os, signal, sys, time
-from shardpipe.train.ending import AGAIN, stopping
+from shardpipe.train.ending import stopping
 with stopping(lambda text: print(text, flush=True), None):
     print("ready", flush=True)
     ctypes.CDLL(None).sleep(100)  # lets others run, and returns at a signal
@@ -73,9 +73,8 @@ def test_a_second_ctrl_c_ends_a_process_that_waits_in_a_library() -> None:
     assert "SIGINT again: ended at once" in said
 
 
-LEAVES = HELD.replace("stopping(lambda text: print(text, flush=True), None)", "leaving()").replace(
-    "stopping", "leaving"
-)
+LEAVES = HELD.replace("stopping(lambda text: print(text, flush=True), None)", "leaving()")
+LEAVES = LEAVES.replace("import stopping", "import leaving")
 
 
 def test_while_there_is_nothing_to_save_it_ends_a_process_at_once() -> None:

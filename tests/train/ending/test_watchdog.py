@@ -16,7 +16,7 @@ MINUTES = 0.01
 
 def test_one_that_gets_on_is_left_alone_and_leaves_nothing(tmp_path: Path) -> None:
     folder = stacks_folder(tmp_path)
-    with Watchdog(MINUTES, folder, (0, 1), ExitFile(tmp_path, 0)) as watchdog:
+    with Watchdog(MINUTES, folder, (0, 1), ExitFile(tmp_path, 0, "one")) as watchdog:
         for _ in range(12):
             time.sleep(0.1)
             watchdog.saw("a step", ["utt"])
@@ -24,7 +24,7 @@ def test_one_that_gets_on_is_left_alone_and_leaves_nothing(tmp_path: Path) -> No
 
 
 def test_without_a_time_nothing_is_watched(tmp_path: Path) -> None:
-    with Watchdog(None, tmp_path / "stacks", (0, 1), ExitFile(tmp_path, 0)) as watchdog:
+    with Watchdog(None, tmp_path / "stacks", (0, 1), ExitFile(tmp_path, 0, "one")) as watchdog:
         watchdog.saw("a step")
     assert list(tmp_path.iterdir()) == []
 
@@ -42,7 +42,7 @@ import sys, time
 from pathlib import Path
 from shardpipe.train.ending import ExitFile, Watchdog
 run, minutes, rank, size = Path(sys.argv[1]), *map(float, sys.argv[2:])
-with Watchdog(minutes, run / "stacks", (int(rank), int(size)), ExitFile(run, int(rank))) as watchdog:
+with Watchdog(minutes, run / "stacks", (int(rank), int(size)), ExitFile(run, int(rank), "one")) as watchdog:
     watchdog.saw("the step after sample 8", ["utt1", "ütt2"])
     print("ready", flush=True)
     time.sleep(60)
@@ -85,7 +85,7 @@ def test_one_without_a_word_is_named(tmp_path: Path) -> None:
 def test_who_waits_for_one_that_has_failed_ends_with_its_code(tmp_path: Path) -> None:
     (tmp_path / "stacks").mkdir()
     process = waiting(tmp_path, 0, minutes=0.5)
-    ExitFile(tmp_path, 1).write("failed", FAILED, "its disk is full")
+    ExitFile(tmp_path, 1, "one").write("failed", FAILED, "its disk is full")
     code, said = ended(process)
     assert code == FAILED
     assert "process 1 has ended the run: its disk is full" in said
@@ -101,3 +101,13 @@ def test_a_place_that_takes_no_stacks_leaves_standard_error(tmp_path: Path) -> N
 def test_a_folder_that_cannot_be_made_is_no_error(tmp_path: Path, run: str) -> None:
     (tmp_path / run).write_text("a file")
     stacks_folder(tmp_path / run)
+
+
+def test_opening_and_winding_up_have_five_minutes_at_least(tmp_path: Path) -> None:
+    for minutes, least in ((MINUTES, 300), (10, 600)):
+        watchdog = Watchdog(minutes, tmp_path, (0, 1), ExitFile(tmp_path, 0, "one"))
+        assert watchdog._limit == least
+        watchdog.saw("a step", ["utt"])
+        assert watchdog._limit == 60 * minutes
+        watchdog.saw("the winding up", trains=False)
+        assert watchdog._limit == least

@@ -101,3 +101,21 @@ def test_a_damaged_record_loses_only_itself(tmp_path: Path, clocks: Clocks) -> N
     goodput = started(tmp_path, clocks, 4)
     assert goodput.seconds["steps"] == 10
     goodput.close()
+
+
+@pytest.mark.parametrize(
+    "torn", [b'{"consumed_samples": 5, "ti', b'{"consumed_samples":0,"time":1e308,"spent":{"steps":-1}}\n']
+)
+def test_a_line_that_is_cut_short_or_absurd_is_dropped(tmp_path: Path, clocks: Clocks, torn: bytes) -> None:
+    goodput = started(tmp_path, clocks, 0)
+    clocks.now += 10
+    goodput.note(4)
+    goodput.close()
+    with (tmp_path / "times.jsonl").open("ab") as file:
+        file.write(torn)
+    for number in (2, 3):
+        goodput = started(tmp_path, clocks, 4)
+        assert goodput.seconds["steps"] == 10
+        assert goodput.seconds["start"] == 5 * number
+        goodput.note(4)
+        goodput.close()
