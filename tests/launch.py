@@ -29,9 +29,9 @@ def main(number: int, arguments: list[str]) -> int:
     ]
     for asked in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(asked, lambda number, _: [rank.send_signal(number) for rank in ranks])
-    while any(rank.poll() is None for rank in ranks):
+    while None in (codes := [rank.poll() for rank in ranks]):
         time.sleep(0.05)
-        if failed := [rank.returncode for rank in ranks if rank.returncode]:
+        if failed := [code for code in codes if code]:
             time.sleep(5)
             for rank in ranks:
                 rank.kill()

@@ -224,7 +224,7 @@ class Faults:
     """One run, ended again and again in ways that are drawn."""
 
     def __init__(self, out: Path, flags: list[str], seed: int, marker: Path) -> None:
-        self.out, self.flags, self.marker = out, [*flags, "--hang-minutes", "0.1"], marker
+        self.out, self.flags, self.marker = out, [*flags, "--hang-minutes", "0.06"], marker
         self.draw = random.Random(seed)
         self.filler = out.parent / "filler"
 
