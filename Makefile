@@ -26,7 +26,7 @@ test: $(VENV)/installed-dev
 	$(BIN)/mypy tools
 	$(BIN)/pytest -n auto --dist worksteal
 
-# What takes minutes: a data service under a thousand faults, and a server under a hundred thousand requests.
+# What takes minutes: a run under two hundred faults, a data service under a thousand, its server under 100,000 requests.
 soak: $(VENV)/installed-dev
 	$(BIN)/pytest -m soak -s
 

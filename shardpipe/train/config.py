@@ -90,8 +90,8 @@ class TrainConfig:
         init_from: Checkpoint to take the model and the optimizer from where the run has none.
         log_samples: Write which samples every step had to keys-rank<r>.jsonl, for shardpipe-train audit.
         log_keys: Write their keys there as well, for people.
-        hang_minutes: End all processes, to be started again, when in one of them no batch and no step has ended for so
-            long; their stacks are in RUN/stacks.
+        hang_minutes: End all processes, to be started again, when one of them has begun no batch for so long; their
+            stacks are in RUN/stacks.
         schemes: Kinds of URLs, with commas between, by which the data may name shards besides its own and plain ones.
         servers: Servers of the data that make the batches, with commas between or braces, like https://{a,b}:7070/NAME.
         local: Have this process make batches beside the servers, and all that no server makes.

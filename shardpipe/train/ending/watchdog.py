@@ -42,8 +42,8 @@ def stacks_folder(run: Path) -> Path:
 
 
 class Watchdog:
-    """Watches that this process gets on: if no batch has been taken and no step has ended for `minutes` (5 at least
-    while the run is opened and wound up), it writes the stacks of its threads and the keys of its last batch into
+    """Watches that this process gets on: if it has begun no batch for `minutes` (5 at least while the run is opened and
+    wound up), it writes the stacks of its threads and the keys of its last batch into
     `folder`/rank<r>.txt and ends, with exit code AGAIN.
 
     All processes do, for the first one that is late says so in exit.json, where the others look. It waits for them to
