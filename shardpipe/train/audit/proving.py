@@ -165,7 +165,11 @@ class _Proof:
         if self._epoch is None or self._epoch.number != number:
             self._close()
             assert self._basis is not None
-            self._epoch = Epoch(number=number, dataset=self._basis.dataset, size=self._basis.num_samples, reached=began)
+            # What came before it in the epoch was another dataset's.
+            basis = self._basis
+            self._epoch = Epoch(
+                number=number, dataset=basis.dataset, size=basis.num_samples, reached=began, elsewhere=began
+            )
         return self._epoch
 
     def _close(self) -> None:

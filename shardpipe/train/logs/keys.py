@@ -11,7 +11,7 @@ import json
 import mmap
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +20,7 @@ import msgspec
 from isal.isal_zlib import crc32  # zlib's, several times as fast
 
 from shardpipe.store import Count, parsed, writing
-from shardpipe.train.logs.whole import WholeAppends
+from shardpipe.train.logs.whole import WholeAppends, backwards
 
 __all__ = [
     "Basis",
@@ -36,7 +36,6 @@ __all__ = [
 
 _CHAIN = re.compile(rb',"chain":"([0-9a-f]{8})"\}')
 _CHAIN_LENGTH = len(',"chain":"00000000"}')
-_BLOCK = 1 << 16
 
 
 class Basis(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -123,7 +122,7 @@ def cut_back_keys(path: Path, consumed_samples: int) -> int:
     Raises StoreError.
     """
     dropped = kept = 0
-    for end, line in _backwards(path):
+    for end, line in backwards(path):
         with suppress(ValueError):
             if line.endswith(b"\n") and parsed(line, _Line).consumed_samples <= consumed_samples:
                 kept = end
@@ -159,22 +158,4 @@ def last_basis(path: Path) -> Basis | None:
 
 
 def _last_line(path: Path) -> bytes:
-    return next((line for _, line in _backwards(path)), b"")
-
-
-def _backwards(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines from the last one on, each with the size of the file up to its end."""
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        start = end = file.seek(0, os.SEEK_END)
-        held, last = b"", 0  # what is read from `start` on, and how much of that is still to be given
-        while end:
-            while (newline := held.rfind(b"\n", 0, max(0, last - 1))) < 0 and start:
-                size = min(start, max(_BLOCK, last))  # doubled, for a line may be long
-                start -= size
-                file.seek(start)
-                held, last = file.read(size) + held[:last], size + last
-            yield end, held[newline + 1 : last]
-            end -= last - newline - 1
-            last = newline + 1
+    return next((line for _, line in backwards(path)), b"")

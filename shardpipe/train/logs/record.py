@@ -17,7 +17,7 @@ import msgspec
 
 from shardpipe.store import Count, parsed, write_file
 from shardpipe.train.logs.board import Board
-from shardpipe.train.logs.whole import WholeAppends
+from shardpipe.train.logs.whole import WholeAppends, backwards
 
 __all__ = ["JsonLines", "Recorder", "cut_back", "last_saved"]
 
@@ -69,8 +69,7 @@ def cut_back(path: Path, consumed_samples: int, *, evaluated: bool = True) -> in
 
 def last_saved(path: Path) -> int | None:
     """The count of the latest checkpoint that a metrics.jsonl tells of; None if it tells of none."""
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    for line in reversed(lines):
+    for _, line in backwards(path):
         with suppress(ValueError):
             record = parsed(line, _Line)
             if record.event in ("checkpoint", "resume"):

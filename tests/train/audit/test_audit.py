@@ -376,3 +376,13 @@ def test_absurd_limits_in_the_settings_are_none(run: Path) -> None:
         file.write_text(file.read_text().replace("max_seconds: 0.7", "max_seconds: 1" + "0" * 400))
     found = audit(str(run))
     assert "samples never came" in found.faults[0]
+
+
+def test_another_dataset_from_the_middle_of_an_epoch_on(run: Path) -> None:
+    lines = [line for line in lines_of(run) if line["consumed_samples"] <= 8]
+    at = lines[-1]["consumed_samples"]
+    other = {"consumed_samples": at, "basis": {"dataset": "other", "num_samples": at + 4}}
+    write(log_of(run), [*lines, other, {"consumed_samples": at + 4, "epoch": 0, "samples": [0, 1, 2, 3]}])
+    found = audit(str(run))
+    assert [fault for fault in found.faults if "the logs" not in fault and "checkpoint" not in fault] == []
+    assert (found.epochs[-1].dataset, found.epochs[-1].came, found.epochs[-1].elsewhere) == ("other", 4, at)
