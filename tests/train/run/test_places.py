@@ -6,7 +6,6 @@ import fcntl
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -78,21 +77,26 @@ def test_a_run_through_a_network_with_faults(
 @contextmanager
 def away(out: Path, faults: FaultyProxy, monkeypatch: pytest.MonkeyPatch, *, back: bool) -> Iterator[None]:
     """A server that answers nobody any more once a run has a checkpoint there, until that is said, if it comes back."""
-    monkeypatch.setattr(writing, "_RETRY", Retry(attempts=1, attempt_seconds=1.0))
+    monkeypatch.setattr(writing, "_RETRY", Retry(attempts=1, attempt_seconds=10.0))
     faults.kinds = ("reset",)
 
+    ended = threading.Event()
+
     def watch() -> None:
-        while not events(out, "checkpoint"):
-            time.sleep(0.005)
+        while not events(out, "checkpoint") and not ended.wait(0.005):
+            pass
         faults.share = 1.0
-        while back and not events(out, "checkpoint_failed"):
-            time.sleep(0.005)
+        while back and not events(out, "checkpoint_failed") and not ended.wait(0.005):
+            pass
         faults.share = 0.0 if back else 1.0
 
     watching = threading.Thread(target=watch)
     watching.start()
-    yield
-    watching.join()
+    try:
+        yield
+    finally:
+        ended.set()
+        watching.join()
 
 
 def test_a_server_that_is_away_for_a_while(
