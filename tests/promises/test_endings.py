@@ -91,13 +91,8 @@ def test_asked_by_any_signal_it_ends_to_be_started_again(flags: list[str], whole
     assert "SIGINT again: ended at once" in said
     assert not (out / "exit.json").exists(), "nothing was left to say"
     assert "goodput" in finish(out, flags)
-    assert said_at_the_end(out) | {"time": 0} == {
-        "outcome": "done",
-        "code": 0,
-        "reason": "all 2 epochs are done",
-        "rank": 0,
-        "time": 0,
-    }
+    last = said_at_the_end(out)
+    assert (last["outcome"], last["code"], last["reason"]) == ("done", 0, "all 2 epochs are done")
     assert outcome(out) == outcome(whole)
     assert_proved(out)
 

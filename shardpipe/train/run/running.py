@@ -243,11 +243,11 @@ class Run:
         self.goodput.note(count := self.loader.consumed_samples)
         self.record("end", count, **counts, goodput=self.goodput.seconds)
         aside = {name.replace("_", " "): n for name, n in counts.items() if n and name not in ("steps", "sub_epochs")}
+        self.display.say(str(self.goodput))
         self.display.say(
             f"done: {count} samples in {self.progress.steps} steps"
             + (f"; {', '.join(f'{name}: {n}' for name, n in aside.items())}" if aside else "")
         )
-        self.display.say(str(self.goodput))
         self._tell_starter("done", 0, f"all {self.config.epochs} epochs are done")
 
     def tell_how_to_go_on(self, outcome: Outcome) -> int:
@@ -259,14 +259,14 @@ class Run:
         self.record("stop", count, goodput=self.goodput.seconds)
         named = {"--resume": self.config.resume != "auto", "--resume-samples": self.config.resume_samples is not None}
         without = "".join(f", without {flag}," for flag, given in named.items() if given)
-        self.display.say(
-            f"stopped at sample {count} of {self.total}, saved in {self.saves.url}; the same "
-            f"command{without} goes on from there, and so does: {self._command()}"
-        )
         self.display.say(str(self.goodput))
         code = AGAIN if outcome == "stopped" else 0
         if code:
             self.display.say(f"exit code {code}: to be started again; {self.exit_file.path} says so, too")
+        self.display.say(
+            f"stopped at sample {count} of {self.total}, saved in {self.saves.url}; the same "
+            f"command{without} goes on from there, and so does: {self._command()}"
+        )
         self._tell_starter(outcome, code, f"stopped at sample {count} of {self.total}")
         return code
 
