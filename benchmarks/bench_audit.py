@@ -1,6 +1,6 @@
 """What does the key log cost a step and a disk, and what does it take to audit a run of 10^8 samples?
 
-The logs of an epoch in an order of its own are written as eight processes in steps of eight batches of 16 would write
+The logs of an epoch in an order of its own are written as eight processes in steps of eight batches would write
 them, then audited in a process of its own: as they are, and with a line of theirs removed from the middle. Exits with 1
 if a target is missed.
 """
@@ -22,7 +22,6 @@ from reporting import Checks, table, write_results
 from shardpipe.train.logs import KeyLog, key_logs
 
 RANKS = 8
-BATCH = 16
 MEMORY = 2e9
 
 REPORT = """\
@@ -36,19 +35,19 @@ REPORT = """\
 """
 
 
-def write_logs(run: Path, samples: int) -> float:
+def write_logs(run: Path, samples: int, batch: int) -> float:
     """Those of one epoch; seconds that a line takes."""
     order = np.random.default_rng(0).permutation(samples)
     logs = [KeyLog(run, rank) for rank in range(RANKS)]
     logs[0].write(0, {"basis": {"dataset": "0" * 64, "num_samples": samples}})
     spent, lines = 0.0, 0
-    for begin in range(0, samples, BATCH * RANKS):
-        step = order[begin : begin + BATCH * RANKS]
+    for begin in range(0, samples, batch * RANKS):
+        step = order[begin : begin + batch * RANKS]
         count = begin + len(step)
-        batches = [step[at : at + BATCH].tolist() for at in range(0, len(step), BATCH)]
+        batches = [step[at : at + batch].tolist() for at in range(0, len(step), batch)]
         began = time.perf_counter()
-        for log, batch in zip(logs, batches):
-            log.write(count, {"epoch": 0, "samples": batch})
+        for log, given in zip(logs, batches):
+            log.write(count, {"epoch": 0, "samples": given})
         spent += time.perf_counter() - began
         lines += len(batches)
     for log in logs:
@@ -89,12 +88,13 @@ def remove_a_line(path: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=10**8)
+    parser.add_argument("--batch", type=int, default=16, help="samples of a line")
     parser.add_argument("--work", type=Path, help="a folder with room for 1.2 GB; by default a temporary one")
     options = parser.parse_args()
     checks = Checks()
     with tempfile.TemporaryDirectory(dir=options.work) as folder:
         run = Path(folder)
-        a_line = write_logs(run, options.samples)
+        a_line = write_logs(run, options.samples, options.batch)
         size = sum(path.stat().st_size for path in key_logs(run).values())
         code, seconds, memory, said = audited(run)
         checks.add(code == 0, f"as they are: {said}")
@@ -109,12 +109,12 @@ def main() -> int:
         ["seconds of the audit", f"{seconds:.0f}"],
         ["MB resident at most", f"{memory / 1e6:,.0f}"],
     ]
-    lines = -(-options.samples // BATCH)
+    lines = -(-options.samples // options.batch)
     text = REPORT.format(
         samples=options.samples,
         lines=lines,
         ranks=RANKS,
-        batch=BATCH,
+        batch=options.batch,
         table=table(["", "key log"], rows),
         checks=checks,
     )
