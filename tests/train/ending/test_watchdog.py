@@ -16,8 +16,8 @@ MINUTES = 0.01
 
 def test_one_that_gets_on_is_left_alone_and_leaves_nothing(tmp_path: Path) -> None:
     folder = stacks_folder(tmp_path)
-    with Watchdog(MINUTES, folder, (0, 1), ExitFile(tmp_path, 0, "one")) as watchdog:
-        for _ in range(12):
+    with Watchdog(5 * MINUTES, folder, (0, 1), ExitFile(tmp_path, 0, "one")) as watchdog:
+        for _ in range(40):
             time.sleep(0.1)
             watchdog.saw("a step", ["utt"])
     assert list(tmp_path.iterdir()) == []
