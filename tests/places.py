@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +21,27 @@ __all__ = [
     "pack_list",
     "put_folder",
     "run",
+    "small_disk",
     "speech_with_a_bad_line",
     "tree",
     "uploaded",
     "use_bucket",
     "write",
 ]
+
+
+@contextmanager
+def small_disk(place: Path, size: str) -> Iterator[Path]:
+    """A disk of that size, such as 600k; the test is skipped where none may be mounted."""
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(place)]
+    done = subprocess.run(mount, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no small disk to fill: {done.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
 
 
 def use_bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:

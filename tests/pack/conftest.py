@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests import places
+
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """600 KiB, where one may be mounted."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "none", place], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"no small disk to fill: {done.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", place], check=True)
+    """600 KiB."""
+    with places.small_disk(tmp_path / "disk", "600k") as disk:
+        yield disk

@@ -20,6 +20,7 @@ from shardpipe.train.audit import audit
 from shardpipe.train.cli import main
 from shardpipe.train.ending import AGAIN
 from shardpipe.train.ending.exits import INTERRUPTED
+from tests import places
 from tests.speech import pack_speech
 from tests.training import FLAGS, count, events, finish, kill_at, markers, one_thread, outcome, start, steps
 
@@ -164,14 +165,9 @@ def test_the_others_end_with_the_error_of_one(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """24 MB, where one may be mounted: room for a run's first checkpoints."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", place], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"no small disk to fill: {done.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", place], check=True)
+    """24 MB: room for a run's first checkpoints."""
+    with places.small_disk(tmp_path / "disk", "24m") as disk:
+        yield disk
 
 
 def test_a_full_disk_ends_it_and_with_room_it_goes_on(flags: list[str], whole: Path, small_disk: Path) -> None:
