@@ -110,11 +110,10 @@ def killed_together(
 @pytest.mark.parametrize(
     ("engine", "how", "moments"),
     [
-        ("fsdp", {"processes": 2}, [24]),
+        pytest.param("fsdp", {"processes": 2}, [24], id="fsdp of 2"),
         # Of three the order of a sum counts: DistributedDataParallel must be past its first layout.
-        ("ddp", {"processes": 3, "torchrun": True}, [36]),
+        pytest.param("ddp", {"processes": 3, "torchrun": True}, [36], id="ddp of 3", marks=pytest.mark.soak),
     ],
-    ids=["fsdp of 2", "ddp of 3"],
 )
 def test_processes_of_one_run_killed_together_end_in_the_same_bits(
     data: Path, valid: Path, tmp_path: Path, engine: str, how: dict[str, Any], moments: list[int]
