@@ -99,9 +99,12 @@ def _use_tool(arguments: list[str]) -> int:
     return 0
 
 
-def _tool_parser(name: str, what: str, *, writes: str | None = None) -> ArgumentParser:
+_RUN = "The run's folder, or the folder or URL of its checkpoints."
+
+
+def _tool_parser(name: str, what: str, *, run: str = _RUN, writes: str | None = None) -> ArgumentParser:
     parser = ArgumentParser(prog=f"shardpipe-train {name}", allow_abbrev=False, description=what)
-    parser.add_argument("run", type=str, help="The run's folder, or the folder or URL of its checkpoints.")
+    parser.add_argument("run", type=str, help=run)
     if writes is not None:
         text = f"The file; by default {writes} in the run."
         parser.add_argument("-o", "--output", type=str | None, help=text)
@@ -110,8 +113,7 @@ def _tool_parser(name: str, what: str, *, writes: str | None = None) -> Argument
 
 def _audit_parser() -> ArgumentParser:
     what = "Prove by its key logs that a run was given every sample of every epoch once. Exit code 1 if they do not."
-    parser = ArgumentParser(prog="shardpipe-train audit", allow_abbrev=False, description=what)
-    parser.add_argument("run", type=str, help="The run's folder.")
+    parser = _tool_parser("audit", what, run="The run's folder.")
     parser.add_argument("--json", action="store_true", help="Print one JSON document.")
     return parser
 

@@ -21,7 +21,7 @@ class Names:
     """
 
     def __init__(self, data: object, fingerprint: str, schemes: object) -> None:
-        self.fingerprint = fingerprint
+        self._fingerprint = fingerprint
         self._data = data
         self._schemes = schemes.split(",") if isinstance(schemes, str) and schemes else ()
         self.reason = "the run's settings name no dataset"
@@ -36,7 +36,7 @@ class Names:
         except ShardpipeError as error:
             self.reason = str(error)
             return None
-        if index.fingerprint == self.fingerprint:
+        if index.fingerprint == self._fingerprint:
             return index
         self.reason = f"what lies in {self._data} now is another dataset"
         return None

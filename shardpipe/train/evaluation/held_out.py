@@ -69,10 +69,12 @@ def _batches(loader: ShardLoader, world: World, stop: Callable[[], bool]) -> Ite
     with closing(loader.batches()) as batches:
         while True:
             batch = None
-            failed: Exception | None = EvaluationStopped() if stop() else None
+            failed: Exception | None = None
             try:
+                if stop():
+                    raise EvaluationStopped
                 batch = next(batches, None)
-            except ShardpipeError as error:
+            except (ShardpipeError, EvaluationStopped) as error:
                 failed = error
             world.agree(failed)
             if batch is None:
