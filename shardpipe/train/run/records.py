@@ -63,9 +63,9 @@ def _said(basis: Basis, before: tuple[Basis | None, int | None], here: int, *, o
     last, reached = before
     since = reached or 0
     plain = None if last is None else msgspec.structs.replace(last, since=None, why=None)
-    if own and plain == basis and (since == here or not basis.logged):
+    if plain == basis and (since == here or not basis.logged):
         return None
-    # A gap that nothing explains stays one, for an audit to find.
-    if since < here and (not own or last is None or not last.logged):
+    # A gap that nothing explains stays one, for an audit to find. (Of another past there are no lines any more.)
+    if since < here and (last is None or not last.logged):
         return msgspec.structs.replace(basis, since=since, why="not logged" if own else "elsewhere")
     return None if plain == basis else basis

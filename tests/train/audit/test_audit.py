@@ -386,3 +386,15 @@ def test_another_dataset_from_the_middle_of_an_epoch_on(run: Path) -> None:
     found = audit(str(run))
     assert [fault for fault in found.faults if "the logs" not in fault and "checkpoint" not in fault] == []
     assert (found.epochs[-1].dataset, found.epochs[-1].came, found.epochs[-1].elsewhere) == ("other", 4, at)
+
+
+def test_lines_lost_before_a_start_are_not_explained_by_it(data: Path, tmp_path: Path) -> None:
+    flags = [*RUN, "--data", str(data), "--out", str(tmp_path / "run")]
+    assert main([*flags, "--max-sub-epochs", "1"]) == 0
+    log, last = log_of(tmp_path / "run"), lines_of(tmp_path / "run")[-1]["consumed_samples"]
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(line for line in lines if json.loads(line)["consumed_samples"] < last))
+    assert main(flags) == 0
+    found = audit(str(tmp_path / "run"))
+    assert not found.stretches
+    assert any("where the count goes by" in fault for fault in found.faults)
